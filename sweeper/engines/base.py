@@ -1,0 +1,146 @@
+"""What an engine is: it turns a trial's config into a job, reads its progress and explains its failures.
+
+Guarantees of every engine: it imports neither torch nor the trainer it stands for (those run in the attempt's own
+processes), it names every problem of a config before anything is spent, and it never changes what a user set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from sweeper.errors import Problem
+
+Config = dict[str, Any]
+"""A fully resolved config: plain dicts, lists, strings, numbers, booleans and None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gang:
+    """All that an attempt holds while it runs, reserved atomically and released as one."""
+
+    nodes: int
+    gpus_per_node: int
+    """Ranks per node. On a CPU cluster a rank stands where a GPU would."""
+    cpus_per_node: int = 1
+
+    @property
+    def gpus(self) -> int:
+        """Ranks over all nodes."""
+        return self.nodes * self.gpus_per_node
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a cluster runs for one attempt. Holds no secret: those pass by name through `inherit`."""
+
+    argv: tuple[str, ...]
+    """The trainer's command; it runs once, on the first node, in the attempt's folder."""
+    env: Mapping[str, str]
+    """Set in every process of the attempt."""
+    inherit: tuple[str, ...]
+    """Names of variables that are passed on when they are set (tokens, proxies); never written anywhere."""
+    files: Mapping[str, str]
+    """Relative path -> text, written into the attempt's folder before the start."""
+    gang: Gang
+    python: str
+    """The engine's interpreter."""
+    metrics: str
+    """Relative path of the JSONL file that the trainer appends metrics to."""
+    total_steps: int
+    ray: bool = True
+    """Whether the attempt needs a Ray cluster of its own."""
+    ray_cpus_per_node: int = 16
+    """Logical CPUs that the attempt's Ray cluster offers (verl asks for many more actors than cores)."""
+    object_store_bytes: int = 200_000_000
+    preload: tuple[str, ...] = ()
+    """Modules that the fork server imports once, for the trainer and every Ray worker; empty: no fork server."""
+    fork_argv: tuple[str, ...] = ()
+    """Appended to argv when the fork server is used; `{python}` stands for its client executable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What one line of a trainer's metrics says, in words shared by all engines."""
+
+    step: int
+    metrics: Mapping[str, float]
+    """Every numeric value of the line under the trainer's own names."""
+    reward: float | None = None
+    """Mean training reward of the step."""
+    score: float | None = None
+    """Validation score, where this line has one."""
+    tokens_per_s: float | None = None
+    """Over all ranks."""
+    step_s: float | None = None
+    """Seconds the step took."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptPaths:
+    """Where an attempt lives. All absolute."""
+
+    folder: Path
+    """The attempt's own folder."""
+    checkpoints: Path
+    """Shared by the attempts of one trial, so that a later one resumes from an earlier one's checkpoint."""
+
+
+class Engine(Protocol):
+    """A training system that a trial can be a run of."""
+
+    name: str
+
+    def bind(self, config: Config, explicit: Mapping[str, Any]) -> list[Problem]:
+        """Write `lr`, `kl`, `tp` and `seed` into the engine's own keys, in place.
+
+        `explicit` holds what the user typed (key -> value): an engine key that was typed wins over a default of
+        ours; typing both to different values is a problem.
+        """
+        ...
+
+    def check(self, config: Config, shape: Shape) -> list[Problem]:
+        """Every reason why this config cannot run on that cluster shape; empty when it can."""
+        ...
+
+    def gang(self, config: Config) -> Gang:
+        """The nodes and ranks that the config asks for."""
+        ...
+
+    def job(self, config: Config, paths: AttemptPaths) -> Job:
+        """The job of one attempt."""
+        ...
+
+    def progress(self, line: Mapping[str, Any], config: Config) -> Progress | None:
+        """One parsed line of the metrics file; None when it carries no step."""
+        ...
+
+    def root_cause(self, log: str) -> list[str]:
+        """The lines of a failed attempt's log that say why, most telling first; at most a dozen."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a cluster has, whether or not it can be reached now: enough to plan for."""
+
+    name: str
+    device: str
+    """`cpu` or `cuda`."""
+    nodes: int
+    gpus_per_node: int
+    """Ranks per node; on a CPU cluster how many ranks fit at once."""
+    gpu: str = ""
+    """The accelerator's name, as people say it: `H100`."""
+    gpu_memory_gib: float = 0.0
+    """Memory per accelerator; on a CPU cluster, memory per rank."""
+    launchable: bool = True
+    """Whether this release can start jobs there (else it can only be planned for)."""
+    notes: Sequence[str] = field(default=())
+
+    @property
+    def gpus(self) -> int:
+        """Ranks over all nodes."""
+        return self.nodes * self.gpus_per_node

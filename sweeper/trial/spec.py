@@ -1,0 +1,44 @@
+"""A trial: one point of an arm, fully composed; what is run, compared and recorded.
+
+Guarantees: plain immutable data, no imports beyond the standard library; a trial's id is its place in the sweep's
+order, so the same request gives the same ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sweeper.errors import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One combination of choices, before it is composed."""
+
+    overrides: tuple[str, ...]
+    """Hydra override lines of this point alone (no commas left), in the order they were typed."""
+    varied: Mapping[str, Any]
+    """What differs between the points of the sweep: key as typed -> value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A point with its composed config and all that is known to be wrong with it."""
+
+    id: str
+    """Its place in the sweep, zero-padded: `000`."""
+    point: Point
+    config: Mapping[str, Any]
+    """The whole resolved config: our keys and the engine's, names bound."""
+    problems: tuple[Problem, ...] = field(default=())
+
+    @property
+    def label(self) -> str:
+        """What varies, in one line: `algorithm=grpo lr=0.0003`; `default` when nothing does."""
+        return " ".join(f"{k}={_short(v)}" for k, v in self.point.varied.items()) or "default"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
