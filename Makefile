@@ -1,0 +1,39 @@
+# Two commands matter: `make demo` (set up, then run the main job) and `make test` (set up, then run the tests).
+# Needs Python 3.11 or 3.12, make and a package registry; nothing else.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-fast lint types check-docs setup clean
+
+# Versions come from constraints.txt, the same everywhere. torch first: with it in place nothing else pulls another one.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,dev]'
+	$(BIN)/python -m pip check
+	touch $@
+
+setup: $(READY)
+
+# GRPO against PPO with real verl on this machine's CPU; a few minutes.
+demo: $(READY)
+	$(BIN)/python sweep.py -m algorithm=grpo,ppo
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not long" $(ARGS)
+
+# Everything that does not start a real training run.
+test-fast: $(READY)
+	$(BIN)/python -m pytest -m "not long and not real" $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV)
