@@ -88,13 +88,34 @@ class AttemptPaths:
     """Shared by the attempts of one trial, so that a later one resumes from an earlier one's checkpoint."""
 
 
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """How much a trial computes: what a plan shows and a cost is estimated from."""
+
+    steps: int
+    """Training steps."""
+    responses_per_step: int
+    """Prompts times responses per prompt."""
+    max_prompt: int
+    """Tokens."""
+    max_response: int
+    """Tokens."""
+    forward_passes: int
+    """Log-prob passes per step beside training: old policy, reference."""
+    critic: bool
+    params: int | None
+    """Parameters of the policy; None when the model's architecture is not known."""
+    memory_gib: float | None = None
+    """Estimated peak per rank; None when it cannot be estimated."""
+
+
 class Engine(Protocol):
     """A training system that a trial can be a run of."""
 
     name: str
 
-    def bind(self, config: Config, explicit: Mapping[str, Any]) -> list[Problem]:
-        """Write `lr`, `kl`, `tp` and `seed` into the engine's own keys, in place.
+    def bind(self, config: Config, explicit: Mapping[str, Any], shape: Shape) -> list[Problem]:
+        """Write `lr`, `kl`, `tp`, `seed`, data, model and cluster into the engine's own keys, in place.
 
         `explicit` holds what the user typed (key -> value): an engine key that was typed wins over a default of
         ours; typing both to different values is a problem.
@@ -107,6 +128,10 @@ class Engine(Protocol):
 
     def gang(self, config: Config) -> Gang:
         """The nodes and ranks that the config asks for."""
+        ...
+
+    def workload(self, config: Config) -> Workload:
+        """How much the config asks the engine to compute."""
         ...
 
     def job(self, config: Config, paths: AttemptPaths) -> Job:

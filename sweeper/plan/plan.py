@@ -1,0 +1,130 @@
+"""The plan of a sweep: every trial composed, checked, sized and costed before the first is started.
+
+Guarantees: planning launches nothing and leaves nothing behind; all problems of all trials are collected, identical ones
+merged; the same request gives the same trials with the same ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sweeper import clusters, engines
+from sweeper.config.compose import compose_points
+from sweeper.config.space import points
+from sweeper.engines.base import Config, Gang, Shape, Workload
+from sweeper.errors import Problem, RequestError
+from sweeper.plan.cost import Cost, estimate
+from sweeper.trial.spec import Trial
+
+SWEEP_LEVEL = ("name", "project", "store", "plan", "output", "tracking", "search", "objective", "max_concurrent")
+"""Root keys that belong to the sweep as a whole and so cannot differ between its trials."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """A trial with what it needs; the needs are unknown for a config that is too broken to tell."""
+
+    trial: Trial
+    gang: Gang | None
+    work: Workload | None
+    cost: Cost | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that is known of a sweep before it starts."""
+
+    overrides: tuple[str, ...]
+    sized: tuple[Sized, ...]
+    shapes: Mapping[str, Shape]
+    """The shape each trial is planned for, by trial id."""
+    settings: Mapping[str, Any]
+    """The sweep-level keys of the config."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def trials(self) -> list[Trial]:
+        """The trials in order."""
+        return [s.trial for s in self.sized]
+
+    @property
+    def problems(self) -> list[tuple[Problem, list[str]]]:
+        """Each distinct problem with the ids of the trials that have it, in the order of first appearance."""
+        found: dict[Problem, list[str]] = {}
+        for trial in self.trials:
+            for problem in trial.problems:
+                found.setdefault(problem, []).append(trial.id)
+        return list(found.items())
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """The estimate for all trials that can run; None where none has one."""
+        known = [s.cost.gpu_hours for s in self.sized if s.cost and s.cost.gpu_hours is not None]
+        return sum(known) if known else None
+
+
+def make(overrides: Sequence[str]) -> Plan:
+    """Plan the request. Problems of single trials are in the plan, not raised.
+
+    Raises:
+        RequestError: The request as a whole is wrong (grammar, unknown keys or options): all of it in one.
+    """
+    space = points(overrides)
+    composed = compose_points(space)
+    settings = {key: composed[0].config.get(key) for key in SWEEP_LEVEL}
+    if problems := _unsweepable(list(composed[0].point.varied)):
+        raise RequestError(problems)
+    width = max(3, len(str(len(composed) - 1)))
+    sized: list[Sized] = []
+    shapes: dict[str, Shape] = {}
+    known: dict[str, Shape] = {}
+    for index, item in enumerate(composed):
+        trial_id = f"{index:0{width}d}"
+        key = repr(item.config["cluster"])
+        if key not in known:
+            known[key] = clusters.shape(item.config["cluster"])
+        shapes[trial_id] = known[key]
+        sized.append(_sized(trial_id, item.point, item.config, item.explicit, known[key]))
+    return Plan(tuple(overrides), tuple(sized), shapes, settings, tuple(space_notes(space)))
+
+
+def _sized(trial_id: str, point: Any, config: Config, explicit: Mapping[str, Any], shape: Shape) -> Sized:
+    engine = engines.get(config["engine"]["name"])
+    # Binding comes first: rules read what the trainer will read. A config that cannot be bound is not checked further,
+    # since every later complaint would be about a half-written config.
+    problems = engine.bind(config, explicit, shape)
+    if problems:
+        return Sized(Trial(trial_id, point, config, tuple(problems)), None, None, None)
+    problems = engine.check(config, shape)
+    gang, work = engine.gang(config), engine.workload(config)
+    cost = estimate(
+        params=work.params,
+        steps=work.steps,
+        responses_per_step=work.responses_per_step,
+        max_prompt=work.max_prompt,
+        max_response=work.max_response,
+        forward_passes=work.forward_passes,
+        critic=work.critic,
+        gpu=shape.gpu,
+    )
+    return Sized(Trial(trial_id, point, config, tuple(problems)), gang, work, cost)
+
+
+def space_notes(space: Any) -> list[str]:
+    """What the grammar had to say beside its points (dropped duplicates)."""
+    return list(getattr(space, "notes", ()))
+
+
+def _unsweepable(varied: Sequence[str]) -> list[Problem]:
+    return [
+        Problem(
+            f"{key} belongs to the whole sweep and cannot take several values",
+            valid="one value",
+            fix=f"give {key} once",
+            key=key,
+        )
+        for key in varied
+        if key.lstrip("+").split(".")[0] in SWEEP_LEVEL
+    ]

@@ -1,0 +1,134 @@
+"""What happens in a sweep, as one stream of events, shown in one of three ways.
+
+Guarantees: every display gets the same events in the same order; `json` prints each as one line on standard output and
+nothing else; `plain` never uses terminal control codes; importing this module imports neither rich nor anything heavy.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol, TextIO
+
+from sweeper.errors import Problem
+
+
+class Display(Protocol):
+    """Shows the events of one sweep."""
+
+    def event(self, kind: str, **data: Any) -> None:
+        """One event. Kinds and their fields are listed in docs/events.md."""
+        ...
+
+    def close(self) -> None:
+        """No event follows."""
+        ...
+
+
+class JsonDisplay:
+    """One JSON object a line: `{"event": kind, "time": unix seconds, ...}`."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = out or sys.stdout
+
+    def event(self, kind: str, **data: Any) -> None:
+        """Print the event as one line."""
+        record = {"event": kind, "time": round(time.time(), 3), **data}
+        self._out.write(json.dumps(record, default=_plain) + "\n")
+        self._out.flush()
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class PlainDisplay:
+    """A line for each thing worth a line; for logs and pipes."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = out or sys.stdout
+        self._labels: dict[str, str] = {}
+        self._said: dict[str, int] = {}
+
+    def event(self, kind: str, **data: Any) -> None:
+        """Print the event, unless it is a progress event that says little new."""
+        if kind == "sweep_started":
+            self._labels = dict(data["trials"])
+        line = self._line(kind, data)
+        if line:
+            self._out.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+            self._out.flush()
+
+    def _line(self, kind: str, data: Mapping[str, Any]) -> str:  # noqa: PLR0911 - a line for each kind
+        trial = str(data.get("trial", ""))
+        name = f"{trial} {self._labels.get(trial, '')}".strip()
+        match kind:
+            case "sweep_started":
+                return f"sweep {data['name']}: {len(data['trials'])} trials, records in {data['folder']}"
+            case "preparing" | "note" | "warning":
+                return f"{kind if kind != 'note' else 'note'}: {data['message']}"
+            case "trial_started":
+                again = f", attempt {data['attempt']}" if data["attempt"] > 1 else ""
+                return f"{name}: started{again}"
+            case "trial_reused":
+                return f"{name}: finished earlier, score {_num(data.get('score'))}"
+            case "progress":
+                return self._progress(name, trial, data)
+            case "trial_ended":
+                lines = [
+                    f"{name}: {data['state']} after {duration(data['elapsed_s'])}, "
+                    f"score {_num(data.get('score'))}, step {data['step']} of {data['total']}"
+                ]
+                lines += [f"         {line}" for line in data.get("root_cause", ())]
+                return "\n".join(lines)
+        return ""
+
+    def _progress(self, name: str, trial: str, data: Mapping[str, Any]) -> str:
+        # A line at each validation and at each tenth of the way; the rest is in metrics.jsonl.
+        tenth = 10 * data["step"] // max(1, data["total"])
+        if data.get("score") is None and self._said.get(trial) == tenth:
+            return ""
+        self._said[trial] = tenth
+        parts = [f"{name}: step {data['step']} of {data['total']}"]
+        for key, word in (("reward", "reward"), ("score", "score"), ("tokens_per_s", "tokens/s")):
+            if data.get(key) is not None:
+                parts.append(f"{word} {_num(data[key])}")
+        if data.get("eta_s") is not None:
+            parts.append(f"{duration(data['eta_s'])} left")
+        return ", ".join(parts)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def choose(output: str, out: TextIO | None = None) -> Display:
+    """The display for `output`: auto is the live table on a terminal and plain lines elsewhere."""
+    stream = out or sys.stdout
+    if output == "json":
+        return JsonDisplay(stream)
+    if output == "rich" or (output == "auto" and stream.isatty()):
+        from sweeper.report.live import LiveDisplay
+
+        return LiveDisplay(stream)
+    return PlainDisplay(stream)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them: `42s`, `3m07s`, `2h05m`."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s}s"
+    if s < 3600:
+        return f"{s // 60}m{s % 60:02d}s"
+    return f"{s // 3600}h{s % 3600 // 60:02d}m"
+
+
+def _num(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Problem):
+        return {k: v for k in value.__slots__ if (v := getattr(value, k))}
+    return str(value)
