@@ -1,0 +1,70 @@
+"""One request from its override lines to its exit code; the whole flow on one page.
+
+Guarantees: a wrong request launches nothing, leaves nothing behind and returns 2 with every problem in one message; a user's
+mistake never shows a traceback; planning imports neither torch, Ray nor MLflow.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+from sweeper.errors import RequestError, SweeperError
+from sweeper.plan import render
+from sweeper.plan.plan import Plan, make
+
+
+def run(overrides: Sequence[str], *, resume: bool = False) -> int:
+    """Plan the request and, unless it says `plan=true`, run it.
+
+    Returns:
+        0 all wanted trials are done, 1 some trials failed or the sweep was stopped, 2 the request was wrong.
+    """
+    output = _output(overrides)
+    try:
+        plan = make(overrides)
+        if plan.settings["plan"]:
+            return _show(plan, output)
+        if plan.problems:
+            return _refuse(plan, output)
+        from sweeper.execute import execute
+
+        return execute(plan, resume=resume)
+    except SweeperError as error:
+        return report(error, output)
+
+
+def report(error: SweeperError, output: str) -> int:
+    """Show an error as its reader wants it; returns the exit code."""
+    if output == "json":
+        found = error.problems if isinstance(error, RequestError) else ()
+        problems = [{k: v for k in p.__slots__ if (v := getattr(p, k))} for p in found]
+        print(json.dumps({"event": "error", "message": str(error), "problems": problems}))
+    else:
+        print(f"{error}\n\nnothing was launched" if error.exit_code == 2 else str(error), file=sys.stderr)
+    return error.exit_code
+
+
+def _show(plan: Plan, output: str) -> int:
+    if output == "json":
+        render.print_json(plan, sys.stdout)
+    else:
+        render.text(plan, sys.stdout)
+        print("\nnothing was launched; without plan=true this runs" if not plan.problems else "")
+    return 2 if plan.problems else 0
+
+
+def _refuse(plan: Plan, output: str) -> int:
+    error = RequestError([p for p, _ in plan.problems])
+    if output == "json":
+        return report(error, output)
+    render.problems(plan.problems, sys.stderr, total=len(plan.sized))
+    print("\nnothing was launched", file=sys.stderr)
+    return error.exit_code
+
+
+def _output(overrides: Sequence[str]) -> str:
+    """The `output` asked for, read before anything is composed, so that an early error is shown in the right form."""
+    typed = [o.split("=", 1)[1] for o in overrides if o.startswith("output=")]
+    return typed[-1] if typed else "auto"

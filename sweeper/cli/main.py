@@ -1,0 +1,57 @@
+"""The `sweeper` command: what is done with a sweep besides starting it.
+
+Guarantees: each subcommand imports only what it needs; a user's mistake never shows a traceback; exit codes as in
+`sweeper.app.run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from sweeper.errors import SweeperError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the `sweeper` console script; returns the exit code."""
+    args = _parser().parse_args(argv)
+    from sweeper.cli import commands
+
+    try:
+        return int(getattr(commands, args.command)(args))
+    except SweeperError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone, as `| head` does
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sweeper", description="Plan, follow and continue sweeps.")
+    sub = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    for name, text in (
+        ("run", "run a sweep; the same as `python sweep.py -m OVERRIDE ...`"),
+        ("plan", "show the trials of a sweep, what each needs and what is wrong with it; launch nothing"),
+    ):
+        p = sub.add_parser(name, help=text, description=text)
+        p.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as after `python sweep.py -m`")
+        p.add_argument("--json", action="store_true", help="for machines: JSON lines")
+
+    p = sub.add_parser("resume", help="go on with a sweep that was stopped or has failed trials")
+    p.add_argument("name", help="the sweep's name, as shown by `sweeper status`")
+    p.add_argument("--json", action="store_true", help="for machines: JSON lines")
+    p.add_argument("--store", default="runs", help="where the records are (default: runs)")
+
+    p = sub.add_parser("status", help="the sweeps of a store, or the trials of one sweep")
+    p.add_argument("name", nargs="?", help="a sweep; without it all are listed")
+    p.add_argument("--json", action="store_true", help="for machines: one JSON object")
+    p.add_argument("--store", default="runs", help="where the records are (default: runs)")
+
+    p = sub.add_parser("sync", help="send to MLflow what it has not got yet of a sweep's records")
+    p.add_argument("name", help="the sweep's name")
+    p.add_argument("--uri", default=None, help="tracking URI (default: the one of the sweep)")
+    p.add_argument("--store", default="runs", help="where the records are (default: runs)")
+    return parser

@@ -1,0 +1,183 @@
+"""Runs a checked plan: folder, preparation, controller, and what is said at the end.
+
+Guarantees: nothing of the sweep is created before its name is free or being resumed; whatever ends the sweep, the ledger,
+the tracker and the terminal are closed; the closing lines name the records and the command that opens the comparison.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sweeper import clusters, engines, prepare, tracking
+from sweeper.errors import Problem, RequestError, SweeperError
+from sweeper.plan.plan import Plan
+from sweeper.report import events, table
+from sweeper.search.controller import Controller, Outcome
+from sweeper.tracking.base import Tracker
+from sweeper.trial.identity import fingerprint
+from sweeper.trial.ledger import Ledger
+from sweeper.trial.records import SweepFolder
+from sweeper.trial.spec import Trial
+
+TRACKER_PATIENCE_S = 60.0
+"""How long the end of a sweep waits for the tracking store to take the last values; the records have them anyway."""
+
+
+def execute(plan: Plan, *, resume: bool = False) -> int:
+    """Run every trial of a plan without problems; returns the exit code."""
+    trials = plan.trials
+    config = trials[0].config
+    engine = engines.get(config["engine"]["name"])
+    cluster = clusters.get(config["cluster"])
+    store = Path(str(plan.settings["store"])).absolute()
+    folder = _folder(store, plan, resume)
+    display = events.choose(str(plan.settings["output"]))
+    ledger = Ledger.open(folder.path / "ledger.db", create=not resume)
+    try:
+        prints = {t.id: fingerprint(dict(t.config)) for t in trials}
+        if resume:
+            _same_plan(ledger, trials, prints)
+        else:
+            ledger.append("sweep_started", data={"overrides": list(plan.overrides), "trials": len(trials)})
+            for t in trials:
+                ledger.append(
+                    "trial_planned",
+                    trial=t.id,
+                    data={"label": t.label, "varied": dict(t.point.varied), "fingerprint": prints[t.id]},
+                )
+        display.event(
+            "sweep_started",
+            name=folder.name,
+            folder=str(folder.path),
+            trials={t.id: t.label for t in trials},
+            overrides=list(plan.overrides),
+        )
+        _prepare(trials, display)
+        tracker = tracking.get(
+            plan.settings["tracking"], warn=lambda message: display.event("warning", message=message)
+        )
+        tracker.sweep_started(
+            folder.name,
+            str(plan.settings["project"]),
+            {"sweeper.folder": str(folder.path)},
+            {"overrides": shlex.join(plan.overrides)},
+        )
+        controller = Controller(
+            trials=trials,
+            engine=engine,
+            cluster=cluster,
+            folder=folder,
+            ledger=ledger,
+            tracker=tracker,
+            display=display,
+            facts=lambda t: _facts(t, prints[t.id], folder),
+            max_concurrent=plan.settings["max_concurrent"],
+        )
+        outcomes: Mapping[str, Outcome] = controller.outcomes
+        state = "failed"
+        try:
+            outcomes = controller.run()
+            state = "stopped" if controller.stopped else _state(outcomes)
+        finally:
+            ledger.append("sweep_ended", data={"state": state})
+            tracker.sweep_ended(state)
+            sent = tracker.close(TRACKER_PATIENCE_S)
+            for trial_id, run_id in tracker.run_ids().items():
+                outcomes[trial_id].run_id = run_id
+            display.event("sweep_ended", state=state, trials=table.rows(outcomes.values()))
+        if str(plan.settings["output"]) != "json":
+            _closing(outcomes, folder, tracker, state, sent)
+        return 0 if state == "finished" else 1
+    finally:
+        display.close()
+        ledger.close()
+
+
+def _folder(store: Path, plan: Plan, resume: bool) -> SweepFolder:
+    name = plan.settings["name"]
+    if resume:
+        return SweepFolder.existing(store, str(name))
+    if name and (store / str(name)).exists():
+        raise RequestError(
+            Problem(
+                f"a sweep named {name} is already in {store}",
+                valid="a new name, or none (one is made from the date)",
+                fix=f"sweeper resume {name}   (go on with it), or name={name}-2",
+                key="name",
+            )
+        )
+    return SweepFolder.create(store, str(name) if name else time.strftime("%Y%m%d-%H%M%S"), plan.overrides)
+
+
+def _same_plan(ledger: Ledger, trials: Sequence[Trial], prints: Mapping[str, str]) -> None:
+    """A resumed sweep must be the one that was started: same trials, same identity."""
+    before = {t: s.fingerprint for t, s in ledger.trials().items()}
+    changed = [t for t in trials if before.get(t.id) != prints[t.id]]
+    if changed or len(before) != len(trials):
+        raise RequestError(
+            Problem(
+                "the configuration has changed since this sweep was started: "
+                + (
+                    f"trial {changed[0].id} ({changed[0].label}) is not the same any more"
+                    if changed
+                    else f"{len(before)} trials then, {len(trials)} now"
+                ),
+                valid="the conf/ and code that it was started with",
+                fix="start a new sweep with what you have now, or undo the change",
+            )
+        )
+
+
+def _prepare(trials: Sequence[Trial], display: events.Display) -> None:
+    """Build the models and data that the trials need and the cache lacks; each once."""
+    builds = prepare.missing([dict(t.config) for t in trials])
+    if not builds:
+        return
+    python = str(trials[0].config["engine"]["python"] or sys.executable)
+    prepare.run(builds, python, lambda line: display.event("preparing", message=line))
+
+
+def _facts(trial: Trial, identity: str, folder: SweepFolder) -> tuple[dict[str, Any], dict[str, Any]]:
+    config = trial.config
+    tags = {
+        "sweeper.sweep": folder.name,
+        "sweeper.trial": trial.id,
+        "sweeper.label": trial.label,
+        "sweeper.fingerprint": identity,
+        "sweeper.folder": str(folder.path / "trials" / trial.id),
+        "sweeper.engine": str(config["engine"]["name"]),
+        "sweeper.model": str(config["model"]["name"]),
+        "sweeper.environment": str(config["environment"]["name"]),
+        "sweeper.cluster": str(config["cluster"]["name"]),
+    }
+    return {**trial.point.varied, "config": config}, tags
+
+
+def _state(outcomes: Mapping[str, Outcome]) -> str:
+    return "finished" if all(o.state == "finished" for o in outcomes.values()) else "failed"
+
+
+def _closing(
+    outcomes: Mapping[str, Outcome], folder: SweepFolder, tracker: Tracker, state: str, sent: bool
+) -> None:
+    table.render(outcomes.values(), sys.stdout)
+    print()
+    for o in outcomes.values():
+        if o.state == "failed" and o.root_cause:
+            print(f"{o.trial.id} failed: {o.root_cause[0]}")
+    print(f"records  {folder.path}")
+    if tracker.open_command():
+        print(f"compare  {tracker.open_command()}")
+    if not sent:
+        print(f"the tracking store did not take everything; send the rest with: sweeper sync {folder.name}")
+    if state != "finished":
+        print(f"go on    sweeper resume {folder.name}")
+
+
+class PreparationError(SweeperError):
+    """The model or the data of a trial could not be built."""
