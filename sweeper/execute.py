@@ -162,9 +162,7 @@ def _state(outcomes: Mapping[str, Outcome]) -> str:
     return "finished" if all(o.state == "finished" for o in outcomes.values()) else "failed"
 
 
-def _closing(
-    outcomes: Mapping[str, Outcome], folder: SweepFolder, tracker: Tracker, state: str, sent: bool
-) -> None:
+def _closing(outcomes: Mapping[str, Outcome], folder: SweepFolder, tracker: Tracker, state: str, sent: bool) -> None:
     table.render(outcomes.values(), sys.stdout)
     print()
     for o in outcomes.values():

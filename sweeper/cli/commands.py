@@ -52,11 +52,7 @@ def status(args: argparse.Namespace) -> int:
         trials = Ledger.read(store / name / "ledger.db")
         found[name] = trials
     if args.json:
-        print(
-            json.dumps(
-                {n: {t: s.as_dict() for t, s in trials.items()} for n, trials in found.items()}, default=str
-            )
-        )
+        print(json.dumps({n: {t: s.as_dict() for t, s in trials.items()} for n, trials in found.items()}, default=str))
         return 0
     if not names:
         print(f"no sweeps in {store}")

@@ -52,9 +52,7 @@ class LiveDisplay:
         self._console = Console(file=out, highlight=False)
         self._rows: dict[str, _Row] = {}
         self._doing = ""
-        self._live = Live(
-            console=self._console, get_renderable=self._table, refresh_per_second=4, transient=True
-        )
+        self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=4, transient=True)
         self._on = False
 
     def event(self, kind: str, **data: Any) -> None:
@@ -109,9 +107,7 @@ class LiveDisplay:
                 self._add(table, trial, row)
         if folded:
             done = sum(r.state == "finished" for _, r in rows)
-            table.add_row(
-                Text(f"{done} finished, {len(rows) - done - len(active)} waiting or stopped", style="dim")
-            )
+            table.add_row(Text(f"{done} finished, {len(rows) - done - len(active)} waiting or stopped", style="dim"))
         if self._doing:
             table.caption, table.caption_justify = self._doing, "left"
         return table

@@ -48,9 +48,7 @@ def render(outcomes: Iterable[Outcome], out: TextIO, mode: str = "max") -> None:
     from rich.table import Table
 
     data = rows(outcomes, mode)
-    shown = data if len(data) <= MAX_ROWS else [
-        r for i, r in enumerate(data) if i < MAX_ROWS or r["state"] == "failed"
-    ]
+    shown = data if len(data) <= MAX_ROWS else [r for i, r in enumerate(data) if i < MAX_ROWS or r["state"] == "failed"]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for head, right in (
         ("trial", False), ("", False), ("state", False), ("score", True), ("before", True),

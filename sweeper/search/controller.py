@@ -146,9 +146,7 @@ class Controller:
         outcome.state, outcome.folder = "starting", folder.path
         params, tags = self._facts(trial)
         folder.write_spec(trial, job, tags)
-        self._ledger.append(
-            "attempt_started", trial=trial.id, attempt=folder.number, data={"folder": str(folder.path)}
-        )
+        self._ledger.append("attempt_started", trial=trial.id, attempt=folder.number, data={"folder": str(folder.path)})
         attempt = self._cluster.start(job, folder.path)
         folder.write_status("starting")
         self._tracker.trial_started(
@@ -159,9 +157,7 @@ class Controller:
             [folder.path / name for name in ("spec.json", *job.files) if (folder.path / name).exists()],
         )
         self._running.append(
-            _Running(
-                outcome, job, attempt, folder, Tail(folder.path / job.metrics), folder.number, time.time()
-            )
+            _Running(outcome, job, attempt, folder, Tail(folder.path / job.metrics), folder.number, time.time())
         )
         self._display.event(
             "trial_started",
