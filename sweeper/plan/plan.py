@@ -1,7 +1,7 @@
 """The plan of a sweep: every trial composed, checked, sized and costed before the first is started.
 
-Guarantees: planning launches nothing and leaves nothing behind; all problems of all trials are collected, identical ones
-merged; the same request gives the same trials with the same ids.
+Guarantees: planning launches nothing and leaves nothing behind; all problems of all trials are collected, identical
+ones merged; the same request gives the same trials with the same ids.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def rows(outcomes: Iterable[Outcome], mode: str = "max") -> list[dict[str, objec
         {
             "trial": o.trial.id,
             "label": o.trial.label,
-            **{k: v for k, v in o.trial.point.varied.items()},
+            **dict(o.trial.point.varied),
             "state": o.state,
             **o.curve.summary(mode),
             "elapsed_s": round(o.elapsed_s, 1),
