@@ -1,0 +1,82 @@
+"""Same seed, same run: the parts of verl where chance or timing would enter, replaced through verl's own config.
+
+Guarantees, with `sampling` (whose rows do not depend on each other): a response is a function of the weights' version,
+the prompt, its place in the data and the sample's number, never of arrival order, of the server that made it or of the
+load; a batch is trained on in the order in which it left the data loader.
+Without them verl passes no seed to the server (experimental/agent_loop/single_turn_agent_loop.py:66), takes trajectories
+in arrival order under random keys (trainer/ppo/v1/replay_buffer.py:367), and no two runs are alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from transfer_queue import KVBatchMeta
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+
+
+def request_seed(base: int, fields: Mapping[str, Any], sampling: Mapping[str, Any]) -> int:
+    """The seed of one request, below 2**56.
+
+    `fields` are the data fields that verl hands to an agent loop. The sample's number is `session_id` in the V1 trainer
+    and `priority` in V0, which repeats rows instead (experimental/agent_loop/agent_loop.py, generate_sequences); rows
+    that have the same prompt, index and number share their seed. The temperature tells ReMax's greedy baseline and
+    validation from training. The step is not here: the server adds the version of its weights.
+    """
+    parts = (
+        base,
+        fields.get("index"),
+        fields.get("session_id"),
+        fields.get("priority"),
+        [(m.get("role"), m.get("content")) for m in fields.get("raw_prompt", ())],
+        sampling.get("temperature"),
+    )
+    return int.from_bytes(hashlib.sha256(repr([str(p) for p in parts]).encode()).digest()[:7], "big")
+
+
+class SeededSingleTurnAgentLoop(SingleTurnAgentLoop):  # type: ignore[misc]  # verl ships no usable types
+    """verl's single-turn loop, with a seed for each request."""
+
+    async def run(self, sampling_params: dict[str, Any], priority: int = 0, **fields: Any) -> Any:
+        """One response; the arguments are verl's."""
+        seed = request_seed(
+            int(self.rollout_config.get("seed", 0)), {**fields, "priority": priority}, sampling_params
+        )
+        return await super().run({**sampling_params, "seed": seed}, priority=priority, **fields)
+
+
+class OrderedReplayBuffer(ReplayBuffer):  # type: ignore[misc]  # verl ships no usable types
+    """verl's synchronous replay buffer, in the order of the data loader and with a poll interval of its own.
+
+    `sampler_kwargs.poll_interval`: seconds between two looks at the queue (verl: 2.0, not configurable).
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.poll_interval = float(self.sampler_kwargs.get("poll_interval", self.poll_interval))
+
+    def _select_prompt_uids(
+        self, partition_id: str, sampleable_keys: set[str], batch_size: int
+    ) -> tuple[list[str], dict[str, dict[str, Any]], dict[str, int]]:
+        # The controller lists keys in the order in which they were put, and the trainer puts a batch's prompts in
+        # the data loader's order (trainer_base.py, _submit_batch_to_rollout); the set's own order is a hash's.
+        steps = dict(self.prompt_global_steps[partition_id])
+        place = {uid: number for number, uid in enumerate(steps)}
+        chosen = sorted(sampleable_keys, key=lambda uid: (steps[uid], place[uid]))[:batch_size]
+        return chosen, dict(self.partitions[partition_id]), steps
+
+    def _materialize_batch(
+        self, partition_id: str, selected_prompt_uids: list[str], partition_snapshot: dict[str, dict[str, Any]]
+    ) -> KVBatchMeta:
+        place = {uid: number for number, uid in enumerate(selected_prompt_uids)}
+
+        def order(key: str) -> tuple[int, int, int]:
+            uid, session, part = key.rsplit("_", 2)  # {uid}_{session_id}_{index}, replay_buffer.py:69
+            return place[uid], int(session), int(part)
+
+        keys = sorted((k for k in partition_snapshot if k.rsplit("_", 2)[0] in place), key=order)
+        ordered = {key: partition_snapshot[key] for key in keys}
+        return super()._materialize_batch(partition_id, selected_prompt_uids, ordered)
