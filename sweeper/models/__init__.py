@@ -1,1 +1,1 @@
-""""""
+"""Models: their facts (`facts`) and the tiny one that is built here (`tiny`)."""
