@@ -1,0 +1,405 @@
+"""What happened in a sweep, event by event, in `{store}/{sweep}/ledger.db`; its state is a fold over the events.
+
+Guarantees: events are only ever appended (the database refuses UPDATE and DELETE); one controller writes at a time, a
+second is refused with the name of the first; anyone reads at any time; a writer killed at any instant leaves exactly
+the events whose `append` had returned, perhaps plus the one in flight. Only the standard library is imported.
+
+WAL with `synchronous=NORMAL`: a commit is in the file when `append` returns, so a SIGKILL loses nothing; no fsync is
+waited for, so after a power cut the last events may be missing, never torn. Then a trial is taken up from an earlier
+state, which is safe: attempt folders are never reused. FULL would cost an fsync an event for that.
+
+Kinds of event and what their data holds:
+    sweep_started    overrides, trials (how many), mode (`max`, `min`: which score is best)
+    trial_planned    label, varied, fingerprint
+    attempt_started  folder
+    progress         step, score, reward: milestones only (validations, every so many steps); metrics.jsonl has all
+    attempt_ended    state (finished, failed, stopped), exit_code, reason, step, best_score, final_score
+    sweep_ended      state
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeper.errors import Problem, RequestError
+from sweeper.trial.records import RecordsError, cannot_write, to_json
+
+APPLICATION_ID = 0x5357454C
+"""`SWEL`: in the file's header, so that another program's database is known from ours."""
+SCHEMA = 1
+"""`PRAGMA user_version`; a newer one is refused."""
+
+KINDS = frozenset({"sweep_started", "trial_planned", "attempt_started", "progress", "attempt_ended", "sweep_ended"})
+
+_TABLES = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE events (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    time REAL NOT NULL,
+    trial TEXT,
+    attempt INTEGER,
+    kind TEXT NOT NULL,
+    data TEXT NOT NULL
+);
+CREATE TRIGGER events_stay BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
+CREATE TRIGGER events_remain BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {SCHEMA};
+COMMIT;
+"""
+
+
+class LedgerBusy(RequestError):  # noqa: N818 - the name says the state
+    """Another controller runs this sweep now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened."""
+
+    seq: int
+    time: float
+    """Unix time."""
+    kind: str
+    trial: str | None
+    attempt: int | None
+    data: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class TrialState:
+    """What the events say of one trial."""
+
+    id: str
+    state: str = "waiting"
+    """`waiting`, `running`, `finished`, `failed`, `stopped`; `interrupted`: its controller died."""
+    attempts: int = 0
+    last_step: int | None = None
+    best_score: float | None = None
+    final_score: float | None = None
+    """The latest score of the latest attempt that has one."""
+    fingerprint: str = ""
+    label: str = ""
+    elapsed_s: float = 0.0
+    """Seconds of all its attempts that have ended."""
+    reason: str = ""
+    """How its last attempt ended, as the cluster said it."""
+    folder: str = ""
+    """Of its latest attempt."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+class Ledger:
+    """The writer's side; `Ledger.read` and `Ledger.history` need no lock."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, lock: int) -> None:
+        """Use `Ledger.open`."""
+        self.path = path
+        self._db, self._lock = connection, lock
+
+    @classmethod
+    def open(cls, path: Path, *, create: bool) -> Ledger:
+        """Open for writing; `create`: a new one, else one that is there.
+
+        Raises:
+            LedgerBusy: a controller that is alive holds it.
+            RequestError: it is missing (or there already, with `create`), or it is no ledger of ours.
+            RecordsError: it cannot be written.
+        """
+        if not create and not path.exists():
+            raise RequestError(Problem(f"there is no ledger at {path}", fix="sweeper status"))
+        lock = _acquire(path)
+        try:
+            if create:
+                if path.exists():
+                    raise RequestError(Problem(f"there is a ledger at {path} already", valid="a new sweep name"))
+                path.touch()
+            with _errors(path):
+                db = sqlite3.connect(path, timeout=30, isolation_level=None)
+                try:
+                    if _empty(db):
+                        db.execute("PRAGMA journal_mode = WAL")
+                        db.executescript(_TABLES)
+                    _check(path, db)
+                    db.execute("PRAGMA synchronous = NORMAL")
+                except BaseException:
+                    db.close()
+                    raise
+        except OSError as error:
+            _release(lock)
+            raise cannot_write(path, error) from error
+        except BaseException:
+            _release(lock)
+            raise
+        return cls(path, db, lock)
+
+    def append(
+        self, kind: str, *, trial: str | None = None, attempt: int | None = None, data: Mapping[str, Any] | None = None
+    ) -> int:
+        """Write one event; it is in the file when this returns. Returns its number.
+
+        Raises:
+            RecordsError: the disk is full or the file cannot be written.
+        """
+        if kind not in KINDS:
+            raise ValueError(f"{kind!r} is no kind of event: {', '.join(sorted(KINDS))}")
+        with _errors(self.path):
+            cursor = self._db.execute(
+                "INSERT INTO events (time, trial, attempt, kind, data) VALUES (?, ?, ?, ?, ?)",
+                (time.time(), trial, attempt, kind, to_json(data or {})),
+            )
+        return int(cursor.lastrowid or 0)
+
+    def events(self, after: int = 0) -> Iterator[Event]:
+        """Every event with a number above `after`, in order."""
+        return _events(self.path, self._db, after)
+
+    def trials(self) -> dict[str, TrialState]:
+        """The state of every trial, in the order they were planned."""
+        return fold(self.events())
+
+    def close(self) -> None:
+        """Let others write; may be called twice."""
+        if self._lock >= 0:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.close()
+            _release(self._lock)
+            self._lock = -1
+
+    @classmethod
+    def read(cls, path: Path) -> dict[str, TrialState]:
+        """The state of every trial, without a lock; what runs under no living controller is `interrupted`.
+
+        Raises:
+            RequestError: it is missing or no ledger of ours.
+        """
+        trials = fold(cls.history(path))
+        if holder(path) is None:
+            for state in trials.values():
+                if state.state == "running":
+                    state.state = "interrupted"
+        return trials
+
+    @classmethod
+    def history(cls, path: Path, after: int = 0) -> list[Event]:
+        """Every event with a number above `after`, without a lock.
+
+        Raises:
+            RequestError: it is missing or no ledger of ours.
+        """
+        if not path.exists():
+            raise RequestError(Problem(f"there is no ledger at {path}", fix="sweeper status"))
+        with _errors(path), contextlib.closing(_reader(path)) as db:
+            if _empty(db):
+                return []
+            _check(path, db)
+            return list(_events(path, db, after))
+
+
+def fold(events: Iterable[Event]) -> dict[str, TrialState]:
+    """The state of every trial after these events."""
+    trials: dict[str, TrialState] = {}
+    started: dict[str, float] = {}
+    lowest = False
+    for event in events:
+        if event.kind == "sweep_started":
+            lowest = event.data.get("mode") == "min"
+        if event.trial is None:
+            continue
+        state = trials.setdefault(event.trial, TrialState(event.trial))
+        data = event.data
+        match event.kind:
+            case "trial_planned":
+                state.label, state.fingerprint = str(data.get("label", "")), str(data.get("fingerprint", ""))
+            case "attempt_started":
+                state.state, state.folder = "running", str(data.get("folder", ""))
+                state.attempts += 1
+                started[event.trial] = event.time
+            case "progress" | "attempt_ended":
+                _take(state, data, lowest)
+                if event.kind == "attempt_ended":
+                    state.state, state.reason = str(data.get("state", "failed")), str(data.get("reason", ""))
+                    state.elapsed_s += max(0.0, event.time - started.pop(event.trial, event.time))
+    return trials
+
+
+def _take(state: TrialState, data: Mapping[str, Any], lowest: bool) -> None:
+    if data.get("step") is not None:
+        state.last_step = int(data["step"])
+    score = _number(data.get("final_score", data.get("score")))
+    if score is not None:
+        state.final_score = score
+    for value in (score, _number(data.get("best_score"))):
+        if value is None or value != value:  # noqa: PLR0124 - NaN is never the best
+            continue
+        best = state.best_score
+        if best is None or (value < best if lowest else value > best):
+            state.best_score = value
+
+
+def _number(value: Any) -> float | None:
+    """Non-finite numbers are strings in strict JSON (`records.to_json`)."""
+    return None if value is None else float(value)
+
+
+def _events(path: Path, db: sqlite3.Connection, after: int) -> Iterator[Event]:
+    with _errors(path):
+        rows = db.execute(
+            "SELECT seq, time, kind, trial, attempt, data FROM events WHERE seq > ? ORDER BY seq", (after,)
+        )
+        for seq, moment, kind, trial, attempt, data in rows:
+            yield Event(seq, moment, kind, trial, attempt, json.loads(data))
+
+
+def _reader(path: Path) -> sqlite3.Connection:
+    """Read-only; in a folder that cannot be written, where WAL's index cannot be made, as an immutable file."""
+    uri = path.absolute().as_uri()
+    db = sqlite3.connect(f"{uri}?mode=ro", uri=True, timeout=30)
+    try:
+        db.execute("SELECT 1 FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError:
+        db.close()
+        if os.access(path.parent, os.W_OK):
+            raise
+        db = sqlite3.connect(f"{uri}?immutable=1", uri=True)
+    return db
+
+
+def _empty(db: sqlite3.Connection) -> bool:
+    """Whether its writer was killed between making the file and making the tables (in one transaction)."""
+    tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    return not tables and not db.execute("PRAGMA application_id").fetchone()[0]
+
+
+def _check(path: Path, db: sqlite3.Connection) -> None:
+    application = db.execute("PRAGMA application_id").fetchone()[0]
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if application != APPLICATION_ID:
+        raise RequestError(Problem(f"{path} is a database, but not a ledger of sweeper", fix="move it away"))
+    if version > SCHEMA:
+        raise RequestError(
+            Problem(
+                f"{path} was written by a newer sweeper (ledger version {version}, this one reads up to {SCHEMA})",
+                fix="pip install --upgrade sweeper",
+            )
+        )
+
+
+@contextlib.contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    """SQLite's errors in words for the user."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            raise cannot_write(path, OSError(28, "No space left on device")) from error
+        raise RecordsError(f"{path} could not be used: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise RequestError(
+            Problem(
+                f"{path} is damaged or no ledger: {error}",
+                fix="move it away; the attempts' folders beside it are whole and can be read without it",
+            )
+        ) from error
+
+
+# --- the lock ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The controller that writes a ledger."""
+
+    host: str
+    pid: int
+    started: float
+    """Unix time at which it took the lock."""
+    born: int
+    """The process's start in clock ticks since boot, where the system says it: tells a reused pid."""
+
+
+def holder(path: Path) -> Holder | None:
+    """Who writes this ledger now; None when nobody does. On another host it is believed to be alive."""
+    try:
+        found = Holder(**json.loads(_lock_path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    if found.host != socket.gethostname():
+        return found
+    alive = Path(f"/proc/{found.pid}").exists() if Path("/proc/self").exists() else _signalled(found.pid)
+    return found if alive and _born(found.pid) == found.born else None
+
+
+def _signalled(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _born(pid: int) -> int:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return 0
+    return int(stat.rpartition(")")[2].split()[19])  # proc_pid_stat(5), field 22; the name may hold spaces
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
+
+
+def _acquire(path: Path) -> int:
+    """Take the lock file; the kernel lets it go when its holder dies, so a dead one never stands in the way."""
+    lock = _lock_path(path)
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise cannot_write(lock, error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        me = Holder(socket.gethostname(), os.getpid(), time.time(), _born(os.getpid()))
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(asdict(me)).encode(), 0)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise LedgerBusy(_busy(path)) from None
+    except OSError as error:
+        os.close(descriptor)
+        raise cannot_write(lock, error) from error
+    return descriptor
+
+
+def _release(descriptor: int) -> None:
+    """Say that nobody holds it, then let go. The file stays: removing it would race with the next to take it."""
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+    os.close(descriptor)
+
+
+def _busy(path: Path) -> Problem:
+    who = holder(path)
+    since = time.strftime("%H:%M:%S", time.localtime(who.started)) if who else ""
+    by = f"process {who.pid} on {who.host}, since {since}" if who else "another process"
+    name = path.parent.name
+    return Problem(
+        f"the sweep {name} is running already: {by}",
+        valid="one controller a sweep",
+        fix=f"sweeper status {name}   (or wait for it to end)",
+    )
