@@ -1,0 +1,215 @@
+"""Makes what trials need before they start, once: `python -m sweeper.prepare '<builds as JSON>'`.
+
+Runs in the engine's interpreter, which has torch and the data packages. Guarantees: what exists is left alone; a folder
+appears whole or not at all; running twice at once is safe. Every line on stdout is a JSON object with `event`:
+`building`, `progress`, `built`, `exists`, or `error`, which is the last, with a `message` of one line and exit code 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from io import TextIOBase
+from pathlib import Path
+from typing import Any
+
+from sweeper import environments, models
+from sweeper.errors import SweeperError
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One folder to make."""
+
+    what: str
+    """`model` or `environment`."""
+    kind: str
+    """Which one: `tiny`, `gsm8k`."""
+    spec: dict[str, Any]
+    """All that the content depends on."""
+    path: str
+    """The folder, absolute."""
+
+
+def missing(config: Mapping[str, Any], cache_root: Path | None = None) -> list[Build]:
+    """What has to be made before this config can run; empty when all is there. Only for a config without problems.
+
+    A model path or training file that the user typed takes the place of ours, which is then not made.
+    """
+    return [b for b in needed(config, cache_root) if not Path(b.path).is_dir()]
+
+
+def needed(config: Mapping[str, Any], cache_root: Path | None = None) -> list[Build]:
+    """What this config takes from the cache, made or not."""
+    builds = []
+    spec, folder = models.build_spec(config), models.build_folder(config, cache_root)
+    if spec and folder and config["actor_rollout_ref"]["model"].get("path") in (None, str(folder)):
+        builds.append(Build("model", config["model"]["build"], spec, str(folder)))
+    environment = config["environment"]
+    files = environments.resolve(config, cache_root)
+    if files.folder and _uses(config, files.train):
+        spec = environments.spec_of(environment)
+        builds.append(Build("environment", environment["kind"], spec, str(files.folder)))
+    return builds
+
+
+_ENGINE_DEFAULT = "~/data/rlhf/gsm8k/train.parquet"  # of verl's data.train_files: nobody typed it
+
+
+def _uses(config: Mapping[str, Any], train: Path) -> bool:
+    given = config["data"].get("train_files")
+    first = given[0] if isinstance(given, list) and given else given
+    return first in (None, [], _ENGINE_DEFAULT, str(train))
+
+
+def command(builds: Iterable[Build], python: str) -> list[str]:
+    """The command that makes them. The interpreter must find this package: see `environment`."""
+    return [python, "-m", "sweeper.prepare", json.dumps([asdict(b) for b in builds])]
+
+
+def environment(engine_env: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of that command: this one, the engine's own variables, and this package on the path."""
+    env = {**os.environ, **(engine_env or {})}
+    here = str(Path(__file__).resolve().parents[1])
+    env["PYTHONPATH"] = os.pathsep.join([here, *([env["PYTHONPATH"]] if env.get("PYTHONPATH") else [])])
+    return env
+
+
+def run(
+    builds: Sequence[Build],
+    python: str,
+    say: Callable[[str], None],
+    engine_env: Mapping[str, str] | None = None,
+) -> None:
+    """Make them in the engine's interpreter; `say` is given a line of progress now and then.
+
+    Raises:
+        SweeperError: One could not be made; nothing half-made is left in its place.
+    """
+    if not builds:
+        return
+    try:
+        child = subprocess.Popen(
+            command(builds, python),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=environment(engine_env),
+        )
+    except OSError as error:
+        raise SweeperError(f"engine.python={python} cannot be started: {error.strerror}") from error
+    failure, other = "", []
+    try:
+        noise = _drain(child)
+        for line in child.stdout or ():
+            event = _event(line)
+            if event.get("event") == "error":
+                failure = str(event["message"])
+            elif text := event.get("text"):
+                say(str(text))
+            elif not event:
+                other.append(line.strip())
+        code = child.wait()
+    except BaseException:
+        child.kill()
+        child.wait()
+        raise
+    if code:
+        last = [line for line in [*other, *noise()] if line]
+        raise SweeperError(failure or f"preparing failed with code {code}: {last[-1] if last else 'no word why'}")
+
+
+def _drain(child: subprocess.Popen[str]) -> Callable[[], list[str]]:
+    """Reads stderr aside, so that a chatty library cannot block the child."""
+    import threading
+
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.extend(s.strip() for s in child.stderr or ()), daemon=True)
+    reader.start()
+
+    def end() -> list[str]:
+        reader.join(5)
+        return lines
+
+    return end
+
+
+def _event(line: str) -> dict[str, Any]:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return {}
+    return event if isinstance(event, dict) else {}
+
+
+class _Progress(TextIOBase):
+    """Turns what a build prints into events, line by line."""
+
+    def __init__(self, emit: Callable[..., None]) -> None:
+        self._emit, self._rest = emit, ""
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            if line.strip():
+                self._emit("progress", text=line.strip())
+        return len(text)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Make each build of the JSON list in `argv[0]`; returns the exit code."""
+    out = sys.stdout
+
+    def emit(event: str, **fields: Any) -> None:
+        print(json.dumps({"event": event, **fields}), file=out, flush=True)
+
+    try:
+        builds = [Build(**b) for b in json.loads(argv[0])]
+    except (IndexError, ValueError, TypeError) as error:
+        emit("error", message=f"sweeper.prepare needs a JSON list of builds: {error}")
+        return 2
+    for build in builds:
+        name = f"{build.what} {build.kind}"
+        if Path(build.path).is_dir():
+            emit("exists", path=build.path)
+            continue
+        emit("building", text=f"{name}: building once", path=build.path)
+        started = time.monotonic()
+        try:
+            with contextlib.redirect_stdout(_Progress(emit)):
+                _make(build)
+        except SweeperError as error:
+            emit("error", message=f"{name}: {error}", path=build.path)
+            return 1
+        except Exception as error:
+            traceback.print_exc()
+            said = (str(error).splitlines() or [""])[0]
+            emit("error", message=f"{name} could not be built in {build.path}: {type(error).__name__}: {said}")
+            return 1
+        seconds = round(time.monotonic() - started, 1)
+        emit("built", text=f"{name}: built in {seconds} s", path=build.path, seconds=seconds)
+    return 0
+
+
+def _make(build: Build) -> None:
+    if build.what == "environment":
+        environments.build(build.kind, Path(build.path), build.spec)
+    elif build.what == "model" and build.kind == "tiny":
+        from sweeper.models import tiny
+
+        tiny.build(Path(build.path), build.spec)
+    else:
+        raise SweeperError("there is no recipe for it")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
