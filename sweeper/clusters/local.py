@@ -1,7 +1,8 @@
 """One machine: attempts run as process trees of their own, each under a guard (gang/guard.py).
 
-Guarantees: starting costs the controller a few milliseconds and never blocks on the trainer; an attempt whose controller
-dies ends within seconds; GPUs are given out by exact id and come back only when no process of the attempt remains.
+Guarantees: starting costs the controller a few milliseconds and never blocks on the trainer; an attempt whose
+controller dies ends within seconds; GPUs are given out by exact id and are free again only when no process of their
+attempt is left.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ PASSED = (
     "CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES",
     "NVIDIA_DRIVER_CAPABILITIES", "VIRTUAL_ENV", "CONDA_PREFIX",
 )  # fmt: skip
-"""What an attempt sees of the controller's environment. A list of what may pass, because what must not (tokens, RAY_* of
-an outer cluster, the state of a launcher) cannot be listed."""
+"""What an attempt sees of the controller's environment. A list of what may pass, because what must not (tokens, RAY_*
+of an outer cluster, the state of a launcher) cannot be listed."""
 
 
 def environment(job: Job, marker: str, devices: tuple[str, ...]) -> dict[str, str]:

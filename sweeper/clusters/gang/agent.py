@@ -3,10 +3,10 @@
     python -I -S agent.py JOB.json        (under guard.py, which ends whatever this leaves)
 
 Starts at the same moment: the attempt's own Ray cluster (if the job wants one), the fork server (if the job preloads
-modules) and the trainer: while the trainer still imports, Ray comes up, and `ray.init` waits for it. Guarantees: the Ray
-cluster is reachable only with a random token that exists in the environment of the attempt's processes alone; its
-ports are its own, and a port lost to somebody else between choice and use is replaced by another (the trainer, which can
-have done nothing without Ray, is started anew). Prints one line of JSON: {"code", "reason", "detail"}.
+modules) and the trainer: while the trainer still imports, Ray comes up, and `ray.init` waits for it. Guarantees: the
+Ray cluster is reachable only with a random token that exists in the environment of the attempt's processes alone; its
+ports are its own, and a port lost to somebody else between choice and use is replaced by another (the trainer, which
+can have done nothing without Ray, is started anew). Prints one line of JSON: {"code", "reason", "detail"}.
 
 Only the standard library: importing Ray here would cost what the start-up is to save.
 """

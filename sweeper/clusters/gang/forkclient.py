@@ -2,10 +2,10 @@
 
     python -I -S forkclient.py SOCKET PYTHON PYTHON-ARGUMENTS...
 
-The new process has this one's stdin, stdout, stderr, environment, directory and arguments; signals sent to this process go
-to it, its exit code or deadly signal becomes ours, and it dies if we are killed. Whatever the fork server cannot do (an
-option of the interpreter that must be given at its start, another hash seed, another preloaded library) and whenever there
-is no fork server, this process becomes the plain interpreter instead: slower, the same outcome.
+The new process has this one's stdin, stdout, stderr, environment, directory and arguments; signals sent to this process
+go to it, its exit code or deadly signal becomes ours, and it dies if we are killed. What the fork server cannot do (an
+option that an interpreter takes at its start, another hash seed, another preloaded library), and anything where there
+is no fork server, is done by becoming the plain interpreter: slower, the same outcome.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import signal
 import socket
 import struct
 import sys
+from pathlib import Path
 
-AT_START = ("PYTHONHASHSEED", "LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONOPTIMIZE", "PYTHONDEVMODE")
-"""Variables that an interpreter or the dynamic linker reads only once, when it starts."""
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 LENGTH = struct.Struct("!I")
 STATUS = struct.Struct("!i")
@@ -45,7 +44,7 @@ def receive(connection: socket.socket, size: int) -> bytes:
 
 def fork(path: str, arguments: list[str]) -> int | None:
     """Run in a fork; its wait status as of `os.waitstatus_to_exitcode`, or None if no fork could be had."""
-    request = json.dumps({"argv": arguments, "env": dict(os.environ), "cwd": os.getcwd()}).encode()
+    request = json.dumps({"argv": arguments, "env": dict(os.environ), "cwd": str(Path.cwd())}).encode()
     connection = socket.socket(socket.AF_UNIX)
     try:
         connection.connect(path)

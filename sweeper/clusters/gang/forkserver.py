@@ -1,12 +1,13 @@
-"""Pays for an attempt's imports once: a process that has imported the heavy modules and forks the trainer and every worker.
+"""Pays for an attempt's imports once: it has imported the heavy modules and forks the trainer and every Ray worker.
 
     python -u forkserver.py SOCKET MODULE...      (its environment is the attempt's)
 
-Guarantees: a fork behaves as `python -u ARGUMENTS` started by the client (forkclient.py) would: same stdio, environment,
-directory, sys.argv and sys.path, exit code and deadly signal; it is in a session of its own (Ray kills the process group
-of a dead worker) and dies with its client and with this server. A module that cannot be imported is skipped, with a line
-on stderr. The socket listens before the imports, so clients may be started at the same time and wait. No thread is
-running and CUDA is not initialised when it forks: with either it refuses, and clients start plain interpreters.
+Guarantees: a fork behaves as `python -u ARGUMENTS` started by the client (forkclient.py) would: same stdio,
+environment, directory, sys.argv and sys.path, exit code and deadly signal; it is in a session of its own (Ray kills the
+process group of a dead worker) and dies with its client and with this server. A module that cannot be imported is
+skipped, with a line on stderr. The socket listens before the imports, so clients may be started at the same time and
+wait. When it forks, no thread that a fork would miss is running and CUDA is not initialised: with either it gives up,
+and clients become plain interpreters.
 
 Random numbers: numpy's global state is seeded anew in each fork, `random` does that itself, and torch's default
 generator starts from its fixed seed, as in a new interpreter.
@@ -37,6 +38,8 @@ AT_START = ("PYTHONHASHSEED", "LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONHOME", "PY
 """Variables that an interpreter or the dynamic linker reads only once, when it starts."""
 NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 """Makes torch.cuda.is_available() ask NVML, not the CUDA runtime: after the latter, no fork could use CUDA."""
+FORK_AWARE = {"jemalloc_bg_thd"}
+"""Threads of libraries that put themselves right in a fork: jemalloc (pyarrow's allocator) by pthread_atfork(3)."""
 PR_SET_PDEATHSIG = 1
 LENGTH = struct.Struct("!I")
 STATUS = struct.Struct("!i")
@@ -48,6 +51,17 @@ def say(line: str) -> None:
     print(f"fork server: {line}", file=sys.stderr, flush=True)
 
 
+def unsafe_threads() -> list[str]:
+    """Names of threads that a fork would miss: all but this one and those whose library handles forks."""
+    pid = os.fork()  # OpenBLAS ends its threads when it sees a fork, and starts them again when it needs them
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    others = [task for task in Path("/proc/self/task").iterdir() if task.name != str(os.getpid())]
+    names = [(task / "comm").read_text().strip() for task in others]
+    return [name for name in names if name not in FORK_AWARE]
+
+
 def preload(modules: list[str]) -> str:
     """Import what can be imported. Returns why forking is unsafe afterwards; empty when it is safe."""
     start = time.monotonic()
@@ -56,12 +70,11 @@ def preload(modules: list[str]) -> str:
             importlib.import_module(name)
         except Exception as error:
             say(f"{name} is not preloaded: {type(error).__name__}: {error}")
-    threads = len(list(Path("/proc/self/task").iterdir()))
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return "a preloaded module initialised CUDA"
-    if threads > 1:
-        return f"preloaded modules started {threads - 1} threads"
+    if threads := unsafe_threads():
+        return f"preloaded modules started threads ({', '.join(threads)})"
     gc.collect()
     gc.freeze()  # a collection in a fork would copy every page that it touches
     say(f"{len(modules)} modules ready after {time.monotonic() - start:.1f} s")
@@ -150,7 +163,7 @@ def run(argv: list[str]) -> None:
         argv = argv[1:]
     if argv[0] == "-m":
         sys.argv = argv[1:]
-        sys.path.insert(0, os.getcwd())
+        sys.path.insert(0, str(Path.cwd()))
         runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = argv
@@ -159,7 +172,7 @@ def run(argv: list[str]) -> None:
 
 
 def finish(code: int) -> NoReturn:
-    """What an interpreter does at its end, short of tearing the modules down, which must not touch the parent's state."""
+    """What an interpreter does at its end, short of tearing down the modules it shares with the parent."""
     import atexit
     import threading
 
@@ -187,9 +200,9 @@ class Server:
     def serve(self) -> NoReturn:
         """Until killed."""
         while True:
-            ready, _, _ = select.select([self.listener, self.signals, *self.clients], [], [])
+            ready, _, _ = select.select([self.listener.fileno(), self.signals, *self.clients], [], [])
             for fd in ready:
-                if fd is self.listener:
+                if fd == self.listener.fileno():
                     self.accept()
                 elif fd == self.signals:
                     os.read(self.signals, 4096)

@@ -2,12 +2,12 @@
 
     python -I -S guard.py RECORD TEMP_DIR -- COMMAND...
 
-Runs COMMAND (the agent) and waits for the first of: the agent ends; stdin, the lifeline, reaches its end (the kernel closes
-it when the controller dies, even by SIGKILL); somebody asks for the end (SIGTERM, or the byte `s` or `k` on the lifeline).
-Then it ends every descendant: SIGTERM, a grace period, SIGKILL, until waitpid says that there is no child left. A process
-cannot escape by forking, by `setsid` or by outliving its parent, because the guard is its subreaper (prctl(2)). Then the
-attempt's temp-dir is removed, and the exit record is written by rename. The guard itself must be in a session of its own:
-Ray kills the process group of a worker that died (facts of Ray 2.60).
+Runs COMMAND (the agent) and waits for the first of: the agent ends; stdin, the lifeline, reaches its end (the kernel
+closes it when the controller dies, even by SIGKILL); somebody asks for the end (SIGTERM, or the byte `s` (stop) or `k`
+(kill) on the lifeline). Then it ends every descendant: SIGTERM, a grace period, SIGKILL, until waitpid says that no
+child is left. A process cannot escape by forking, by `setsid` or by outliving its parent, because the guard is its
+subreaper (prctl(2)). Then the attempt's temp-dir is removed, and the exit record is written by rename. The guard must
+be in a session of its own: Ray 2.60 kills the process group of a worker that died.
 
 The agent says how the trainer ended by one line of JSON on its stdout: {"code", "reason", "detail"}.
 If the guard itself is killed, the agent gets SIGKILL from the kernel (PR_SET_PDEATHSIG) and `janitor` finds the rest.
@@ -29,8 +29,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-GRACE_S = 2.0
-"""From SIGTERM to SIGKILL. A stop must release the gang within 5 s; Ray's own draining takes about half a second."""
+STOP_GRACE_S = 2.0
+"""From SIGTERM to SIGKILL when the attempt is stopped. It must release its gang within 5 s."""
+EXIT_GRACE_S = 0.5
+"""The same after the trainer ended by itself: what is left has nothing to finish, and a raylet takes all it can get."""
 REPORT_LIMIT = 65_536
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
@@ -56,15 +58,15 @@ def die_with_parent(parent: int) -> Callable[[], None]:
 def descendants() -> list[int]:
     """Every process below this one, parents first."""
     children: dict[int, list[int]] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
             try:
-                stat = Path("/proc", entry, "stat").read_bytes()
+                stat = (entry / "stat").read_bytes()
             except OSError:  # it ended meanwhile
                 continue
             # The second field, the name in parentheses, may hold blanks and parentheses itself.
             parent = int(stat[stat.rindex(b")") + 2 :].split()[1])
-            children.setdefault(parent, []).append(int(entry))
+            children.setdefault(parent, []).append(int(entry.name))
     found, todo = [], [os.getpid()]
     while todo:
         below = children.get(todo.pop(), [])
@@ -122,10 +124,10 @@ class Guard:
         while True:
             ready, _, _ = select.select([*lifeline, self.signals], [], [])
             if self.signals in ready and signal.SIGTERM in os.read(self.signals, 4096):
-                return "stopped", GRACE_S
+                return "stopped", STOP_GRACE_S
             self.reap()
             if self.agent_code is not None:
-                return "exit", GRACE_S
+                return "exit", EXIT_GRACE_S
             if 0 in ready:
                 asked = os.read(0, 64)
                 if not asked:
@@ -133,7 +135,7 @@ class Guard:
                 if b"k" in asked:
                     return "stopped", 0.0
                 if b"s" in asked:
-                    return "stopped", GRACE_S
+                    return "stopped", STOP_GRACE_S
 
     def end_all(self, grace: float) -> None:
         """Return when no descendant is left."""

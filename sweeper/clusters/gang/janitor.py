@@ -1,8 +1,8 @@
 """Ends what is left of attempts whose guard was killed. Guarantees that it never touches an attempt that has its guard.
 
-An attempt's private temp-dir is made here, with a file that its guard holds a lock on (flock(2)) for as long as it lives: the
-kernel releases the lock on any death. So "an orphan" is exact, whatever pid is reused in whatever container: a
-temp-dir whose lock can be had. Its processes are found by the marker in their environment, which they inherited.
+An attempt's private temp-dir is made here, with a file that its guard holds a lock on (flock(2)) for as long as it
+lives: the kernel releases the lock on any death. So "an orphan" is exact, whatever pid is reused in whatever container:
+a temp-dir whose lock can be had. Its processes are found by the marker in their environment, which they inherited.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ def marked(marker: str) -> list[int]:
     """The processes of this user that carry the marker, but for this one."""
     needle = f"{MARKER}={marker}".encode()
     found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and int(entry) != os.getpid():
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):  # it ended, or is somebody else's
-                if needle in Path("/proc", entry, "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry))
+                if needle in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
     return found
 
 
