@@ -1,0 +1,42 @@
+"""The Hydra sweeper that hands a whole request to this project at once.
+
+Guarantees: nothing but Hydra is imported until a sweep starts; the launcher is not used (Hydra's launchers run batches
+and wait for the last of each); the process ends with the request's exit code.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+# `params`: overrides that an experiment brings along, as in Hydra's basic sweeper: {algorithm: "grpo,ppo"}.
+# A plain node, since Hydra runs a plugin's module before it is in sys.modules, where a dataclass looks for itself.
+ConfigStore.instance().store(
+    group="hydra/sweeper",
+    name="sweeper",
+    node={"_target_": "hydra_plugins.sweeper_plugin.sweeper.SweeperPlugin", "params": {}},
+    provider="sweeper",
+)
+
+
+class SweeperPlugin(Sweeper):
+    """Selected by `hydra/sweeper=sweeper`, the default in conf/config.yaml."""
+
+    def __init__(self, params: dict[str, str]) -> None:
+        super().__init__()
+        self.params = params
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Nothing to keep: the request is composed again, once for each choice of groups."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the request and end the process with its exit code."""
+        from sweeper import app
+
+        sys.exit(app.run(arguments))
