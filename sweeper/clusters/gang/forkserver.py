@@ -196,10 +196,16 @@ class Server:
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self.wakeup = wakeup
+        self.ending = False
+        signal.signal(signal.SIGTERM, self.end)
 
-    def serve(self) -> NoReturn:
-        """Until killed."""
-        while True:
+    def end(self, *_: object) -> None:
+        """End when the last fork has: the kernel kills forks with their server, but they are to have their grace."""
+        self.ending = True
+
+    def serve(self) -> None:
+        """Until told to end, and no fork is left."""
+        while self.clients or not self.ending:
             ready, _, _ = select.select([self.listener.fileno(), self.signals, *self.clients], [], [])
             for fd in ready:
                 if fd == self.listener.fileno():
@@ -238,6 +244,7 @@ class Server:
         """In the fork: close what is the server's and restore default signal handling."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.close(self.signals)
         os.close(self.wakeup)
         self.listener.close()

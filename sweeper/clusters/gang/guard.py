@@ -167,8 +167,8 @@ class Guard:
     def run(self) -> None:
         """From the start of the agent to the exit record."""
         reason, grace = self.wait_for_end()
-        said = self.said()
         self.end_all(grace)
+        said = self.said()
         ended = time.time()
         shutil.rmtree(self.temp_dir, ignore_errors=True)
         if reason == "exit":
