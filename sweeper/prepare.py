@@ -38,12 +38,14 @@ class Build:
     """The folder, absolute."""
 
 
-def missing(config: Mapping[str, Any], cache_root: Path | None = None) -> list[Build]:
-    """What has to be made before this config can run; empty when all is there. Only for a config without problems.
+def missing(configs: Iterable[Mapping[str, Any]], cache_root: Path | None = None) -> list[Build]:
+    """What has to be made before these configs can run, each once; empty when all is there.
 
-    A model path or training file that the user typed takes the place of ours, which is then not made.
+    Only for configs without problems. A model path or training file that the user typed takes the place of ours, which
+    is then not made.
     """
-    return [b for b in needed(config, cache_root) if not Path(b.path).is_dir()]
+    builds = {b.path: b for config in configs for b in needed(config, cache_root)}
+    return [b for b in builds.values() if not Path(b.path).is_dir()]
 
 
 def needed(config: Mapping[str, Any], cache_root: Path | None = None) -> list[Build]:
@@ -53,20 +55,21 @@ def needed(config: Mapping[str, Any], cache_root: Path | None = None) -> list[Bu
     if spec and folder and config["actor_rollout_ref"]["model"].get("path") in (None, str(folder)):
         builds.append(Build("model", config["model"]["build"], spec, str(folder)))
     environment = config["environment"]
-    files = environments.resolve(config, cache_root)
-    if files.folder and _uses(config, files.train):
-        spec = environments.spec_of(environment)
-        builds.append(Build("environment", environment["kind"], spec, str(files.folder)))
+    if environments.is_built(environment) and _uses_ours(config, cache_root):
+        own = environments.folder_of(environment, cache_root)
+        builds.append(Build("environment", environment["kind"], environments.spec_of(environment), str(own)))
     return builds
 
 
 _ENGINE_DEFAULT = "~/data/rlhf/gsm8k/train.parquet"  # of verl's data.train_files: nobody typed it
 
 
-def _uses(config: Mapping[str, Any], train: Path) -> bool:
+def _uses_ours(config: Mapping[str, Any], cache_root: Path | None) -> bool:
     given = config["data"].get("train_files")
     first = given[0] if isinstance(given, list) and given else given
-    return first in (None, [], _ENGINE_DEFAULT, str(train))
+    return first in (None, [], _ENGINE_DEFAULT) or Path(str(first)).parent == environments.folder_of(
+        config["environment"], cache_root
+    )
 
 
 def command(builds: Iterable[Build], python: str) -> list[str]:

@@ -8,8 +8,10 @@ Guarantees: choosing, checking and resolving import nothing heavy; a file is rea
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -117,7 +119,7 @@ def resolve(config: Mapping[str, Any], cache_root: Path | None = None) -> Enviro
         return EnvironmentFiles(folder / "train.parquet", folder / "val.parquet", folder=folder, rows=rows)
     folder = folder_of(environment, cache_root)
     if kind == "arithmetic":
-        test, rows = folder / arithmetic.TEST, len(arithmetic.pairs(arithmetic.spec(environment), "train"))
+        test, rows = folder / arithmetic.TEST, _arithmetic_rows(json.dumps(arithmetic.spec(environment)))
     else:
         test, rows = None, environment["train_rows"]
     return EnvironmentFiles(
@@ -129,6 +131,18 @@ def resolve(config: Mapping[str, Any], cache_root: Path | None = None) -> Enviro
         folder,
         rows,
     )
+
+
+@lru_cache(maxsize=64)
+def _arithmetic_rows(spec: str) -> int:
+    """Counted once: it takes a hash for each pair, and a sweep asks a thousand times."""
+    return len(arithmetic.pairs(json.loads(spec), "train"))
+
+
+def is_built(environment: Mapping[str, Any]) -> bool:
+    """Whether its files are made by us, into the cache; else they are the user's own, used where they lie."""
+    kind = environment["kind"]
+    return kind in _BUILT and not (kind == "gsm8k" and gsm8k.in_place(environment))
 
 
 def spec_of(environment: Mapping[str, Any]) -> dict[str, Any]:

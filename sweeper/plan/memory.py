@@ -13,7 +13,7 @@ The formulas, per rank, with P parameters over W ranks (verl shards over all of 
     gathered weights           2 bytes x (one layer + the embeddings): what FSDP holds whole while it computes
     activations                with gradient checkpointing the layers' inputs, tokens x layers x hidden x 2 bytes, and
                                one layer in full, tokens x (10 hidden + 4 intermediate) x 2 bytes; without it all
-                               layers in full (after Korthikanti et al., 2022, section 4: a gated MLP, no attention matrix)
+                               layers in full (after Korthikanti et al., 2022, section 4, for gated MLPs)
     logits                     tokens x vocabulary x 6 bytes: bf16 and an fp32 working copy
     rollout                    gpu_memory_utilization x the GPU's memory: vLLM takes what it is allowed; its weights are
                                2 bytes x P/TP, the rest is KV cache of 4 bytes x layers x KV heads x head_dim a token
