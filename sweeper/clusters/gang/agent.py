@@ -217,8 +217,8 @@ class Agent:
 
 def main() -> None:
     """Run the job and report."""
-    # The guard sends SIGTERM to everybody. If we died of it, the kernel would kill the trainer with us, but it is to have
-    # its grace period: we end when it does. (A handler, because an ignored signal would stay so in the trainer.)
+    # The guard sends SIGTERM to everybody. If we died of it, the kernel would kill the trainer with us, but it is to
+    # have its grace period: we end when it does. (A handler, because an ignored signal would stay so in the trainer.)
     signal.signal(signal.SIGTERM, lambda *_: None)
     job = json.loads(Path(sys.argv[1]).read_text())
     try:
