@@ -33,6 +33,9 @@ def run(overrides: Sequence[str], *, resume: bool = False) -> int:
         return execute(plan, resume=resume)
     except SweeperError as error:
         return report(error, output)
+    except KeyboardInterrupt:  # before the controller took the signal over, so nothing of ours is running
+        print("\nstopped before anything was launched", file=sys.stderr)
+        return 1
 
 
 def report(error: SweeperError, output: str) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper import clusters, engines, prepare, tracking
-from sweeper.errors import Problem, RequestError, SweeperError
+from sweeper.errors import Problem, RequestError
 from sweeper.plan.plan import Plan
 from sweeper.report import events, table
 from sweeper.search.controller import Controller, Outcome
@@ -35,8 +35,10 @@ def execute(plan: Plan, *, resume: bool = False) -> int:
     engine = engines.get(config["engine"]["name"])
     cluster = clusters.get(config["cluster"])
     store = Path(str(plan.settings["store"])).absolute()
-    folder = _folder(store, plan, resume)
     display = events.choose(str(plan.settings["output"]))
+    _free(store, plan, resume)
+    _prepare(trials, display)
+    folder = _folder(store, plan, resume)
     ledger = Ledger.open(folder.path / "ledger.db", create=not resume)
     try:
         prints = {t.id: fingerprint(dict(t.config)) for t in trials}
@@ -57,7 +59,6 @@ def execute(plan: Plan, *, resume: bool = False) -> int:
             trials={t.id: t.label for t in trials},
             overrides=list(plan.overrides),
         )
-        _prepare(trials, display)
         tracker = tracking.get(
             plan.settings["tracking"], warn=lambda message: display.event("warning", message=message)
         )
@@ -69,6 +70,7 @@ def execute(plan: Plan, *, resume: bool = False) -> int:
         )
         controller = Controller(
             trials=trials,
+            gangs={s.trial.id: s.gang for s in plan.sized if s.gang},
             engine=engine,
             cluster=cluster,
             folder=folder,
@@ -98,11 +100,10 @@ def execute(plan: Plan, *, resume: bool = False) -> int:
         ledger.close()
 
 
-def _folder(store: Path, plan: Plan, resume: bool) -> SweepFolder:
+def _free(store: Path, plan: Plan, resume: bool) -> None:
+    """A name names one sweep; asked before anything is built."""
     name = plan.settings["name"]
-    if resume:
-        return SweepFolder.existing(store, str(name))
-    if name and (store / str(name)).exists():
+    if name and not resume and (store / str(name)).exists():
         raise RequestError(
             Problem(
                 f"a sweep named {name} is already in {store}",
@@ -111,6 +112,12 @@ def _folder(store: Path, plan: Plan, resume: bool) -> SweepFolder:
                 key="name",
             )
         )
+
+
+def _folder(store: Path, plan: Plan, resume: bool) -> SweepFolder:
+    name = plan.settings["name"]
+    if resume:
+        return SweepFolder.existing(store, str(name))
     return SweepFolder.create(store, str(name) if name else time.strftime("%Y%m%d-%H%M%S"), plan.overrides)
 
 
@@ -135,11 +142,13 @@ def _same_plan(ledger: Ledger, trials: Sequence[Trial], prints: Mapping[str, str
 
 def _prepare(trials: Sequence[Trial], display: events.Display) -> None:
     """Build the models and data that the trials need and the cache lacks; each once."""
-    builds = prepare.missing([dict(t.config) for t in trials])
-    if not builds:
-        return
-    python = str(trials[0].config["engine"]["python"] or sys.executable)
-    prepare.run(builds, python, lambda line: display.event("preparing", message=line))
+    of_engine = trials[0].config["engine"]
+    prepare.run(
+        prepare.missing(t.config for t in trials),
+        str(of_engine["python"] or sys.executable),
+        lambda line: display.event("preparing", message=line),
+        of_engine["env"],
+    )
 
 
 def _facts(trial: Trial, identity: str, folder: SweepFolder) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -175,7 +184,3 @@ def _closing(outcomes: Mapping[str, Outcome], folder: SweepFolder, tracker: Trac
         print(f"the tracking store did not take everything; send the rest with: sweeper sync {folder.name}")
     if state != "finished":
         print(f"go on    sweeper resume {folder.name}")
-
-
-class PreparationError(SweeperError):
-    """The model or the data of a trial could not be built."""

@@ -51,7 +51,6 @@ class LiveDisplay:
     def __init__(self, out: TextIO) -> None:
         self._console = Console(file=out, highlight=False)
         self._rows: dict[str, _Row] = {}
-        self._doing = ""
         self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=4, transient=True)
         self._on = False
 
@@ -67,13 +66,13 @@ class LiveDisplay:
                 self._live.start()
                 self._on = True
             case "preparing":
-                self._doing = data["message"]
+                self._console.print(Text(data["message"], style="dim"))
             case "note" | "warning":
                 self._console.print(
                     Text(data["message"], style="yellow" if kind == "warning" else "dim"), soft_wrap=True
                 )
             case "trial_started" if row:
-                row.state, row.started, row.total, self._doing = "starting", time.time(), data["total"], ""
+                row.state, row.started, row.total = "starting", time.time(), data["total"]
             case "trial_reused" if row:
                 row.state, row.score = "finished", data.get("score")
             case "progress" if row:
@@ -108,8 +107,6 @@ class LiveDisplay:
         if folded:
             done = sum(r.state == "finished" for _, r in rows)
             table.add_row(Text(f"{done} finished, {len(rows) - done - len(active)} waiting or stopped", style="dim"))
-        if self._doing:
-            table.caption, table.caption_justify = self._doing, "left"
         return table
 
     def _add(self, table: Table, trial: str, row: _Row) -> None:

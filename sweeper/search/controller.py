@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from sweeper.clusters.base import Attempt, Cluster, Exit
-from sweeper.engines.base import AttemptPaths, Engine, Job, Progress
+from sweeper.engines.base import AttemptPaths, Engine, Gang, Job, Progress
 from sweeper.errors import SweeperError
 from sweeper.report.events import Display
 from sweeper.search.history import Curve
@@ -64,7 +64,8 @@ class Controller:
     def __init__(
         self,
         *,
-        trials: list[Trial],
+        trials: Sequence[Trial],
+        gangs: Mapping[str, Gang],
         engine: Engine,
         cluster: Cluster,
         folder: SweepFolder,
@@ -74,11 +75,11 @@ class Controller:
         facts: Callable[[Trial], tuple[dict[str, Any], dict[str, Any]]],
         max_concurrent: int | None = None,
     ) -> None:
-        """`facts` gives the parameters and tags of a trial for the tracker."""
+        """`gangs` by trial id; `facts` gives the parameters and tags of a trial for the tracker."""
         self._engine, self._cluster, self._folder = engine, cluster, folder
         self._ledger, self._tracker, self._display, self._facts = ledger, tracker, display, facts
         self._limit = max_concurrent or len(trials)
-        self._waiting = list(trials)
+        self._waiting, self._gangs = list(trials), gangs
         self._running: list[_Running] = []
         self.outcomes = {t.id: Outcome(t) for t in trials}
         self._signals = 0
@@ -130,13 +131,18 @@ class Controller:
 
     def _start(self) -> None:
         """Start what fits, in order; a small trial may pass a large one that does not fit yet."""
+        refused: set[Gang] = set()  # thousands may wait, of a few sizes
         for trial in list(self._waiting):
             if self._signals or len(self._running) >= self._limit:
                 return
-            gang = self._engine.gang(dict(trial.config))
+            gang = self._gangs[trial.id]
+            if gang in refused:
+                continue
             if self._cluster.fits(gang, [r.job.gang for r in self._running]):
                 self._waiting.remove(trial)
                 self._launch(trial)
+            else:
+                refused.add(gang)
 
     def _launch(self, trial: Trial) -> None:
         folder = self._folder.new_attempt(trial.id)
