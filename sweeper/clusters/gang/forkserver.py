@@ -29,7 +29,6 @@ import socket
 import struct
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,6 +39,8 @@ NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 """Makes torch.cuda.is_available() ask NVML, not the CUDA runtime: after the latter, no fork could use CUDA."""
 FORK_AWARE = {"jemalloc_bg_thd"}
 """Threads of libraries that put themselves right in a fork: jemalloc (pyarrow's allocator) by pthread_atfork(3)."""
+NOT_THE_PROGRAM = {__file__, runpy.__file__, "<frozen runpy>"}
+"""Files whose frames a plain interpreter's traceback would not begin with."""
 PR_SET_PDEATHSIG = 1
 LENGTH = struct.Struct("!I")
 STATUS = struct.Struct("!i")
@@ -136,8 +137,13 @@ def become(request: Request, server: int) -> NoReturn:
             code = error.code & 0xFF
         else:
             print(error.code, file=sys.stderr)
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        trace = error.__traceback__
+        while trace and trace.tb_frame.f_code.co_filename in NOT_THE_PROGRAM:
+            trace = trace.tb_next
+        sys.excepthook(type(error), error.with_traceback(trace), trace)
+        if isinstance(error, KeyboardInterrupt):
+            code = -signal.SIGINT
     finish(code)
 
 
@@ -172,7 +178,7 @@ def run(argv: list[str]) -> None:
 
 
 def finish(code: int) -> NoReturn:
-    """What an interpreter does at its end, short of tearing down the modules it shares with the parent."""
+    """What an interpreter does at its end, short of tearing down modules. A negative code is a signal to die of."""
     import atexit
     import threading
 
@@ -182,6 +188,9 @@ def finish(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
     os._exit(code)
 
 
