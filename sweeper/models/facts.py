@@ -196,13 +196,9 @@ def _missing(path: Path) -> Problem:
 
 def nearest_sibling(path: Path) -> Path | None:
     """The existing path that was probably meant: the first missing part replaced by the closest name beside it."""
-    parent = path
-    while not parent.exists():
-        if parent.parent == parent:
-            return None
+    missing, parent = path, path.parent
+    while not parent.exists() and parent != parent.parent:
         missing, parent = parent, parent.parent
-    if not parent.is_dir():
-        return None
     try:
         names = [p.name for p in parent.iterdir()]
     except OSError:
@@ -229,7 +225,7 @@ def _at_folder(path: str, _mtime_ns: int) -> tuple[Architecture | None, list[Pro
         ]
     try:
         return Architecture.from_hf(json.loads((folder / "config.json").read_text(encoding="utf-8"))), []
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         return None, [Problem(f"{folder / 'config.json'} does not describe a decoder: {reason}", key="model.path")]
 
