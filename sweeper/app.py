@@ -1,7 +1,7 @@
 """One request from its override lines to its exit code; the whole flow on one page.
 
-Guarantees: a wrong request launches nothing, leaves nothing behind and returns 2 with every problem in one message; a user's
-mistake never shows a traceback; planning imports neither torch, Ray nor MLflow.
+Guarantees: a wrong request launches nothing, leaves nothing behind and returns 2 with every problem in one message; a
+user's mistake never shows a traceback; planning imports neither torch, Ray nor MLflow.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Runs a checked plan: folder, preparation, controller, and what is said at the end.
 
 Guarantees: nothing of the sweep is created before its name is free or being resumed; whatever ends the sweep, the
-ledger, the tracker and the terminal are closed; the closing lines name the records and the command that opens the comparison.
+ledger, the tracker and the terminal are closed; the closing lines name the records and the command that opens the
+comparison.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Runs the trials of a plan: starts each when its gang fits, follows it, records it, ends with nothing left running.
 
 Guarantees: the controller is the only writer of the ledger and of the tracker; an attempt's end is recorded only when
-no process of it remains; a first SIGINT or SIGTERM stops gently (attempts end, everything stays resumable), a second ends
-now; a trial that fails never stops another; an error of the records stops the sweep, a tracker's never does.
+no process of it remains; a first SIGINT or SIGTERM stops gently (attempts end, everything stays resumable), a second
+ends now; a trial that fails never stops another; an error of the records stops the sweep, a tracker's never does.
 """
 
 from __future__ import annotations
