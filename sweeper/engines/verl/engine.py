@@ -1,0 +1,133 @@
+"""verl as an engine: a trial's config made ready for it, checked, run and read.
+
+Guarantees: those of sweeper/engines/base.py. Binding and checking a trial takes a few milliseconds: what depends on
+files is looked at once, however many trials share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sweeper import environments, models
+from sweeper.engines.base import AttemptPaths, Config, Gang, Job, Progress, Shape, Workload
+from sweeper.engines.verl import job, metrics, names, root_cause, rules, schedule
+from sweeper.engines.verl.cpu import overlay
+from sweeper.errors import Problem
+
+
+class VerlEngine:
+    """verl 0.9.1; see `Engine` for what each method promises."""
+
+    name = "verl"
+
+    def bind(self, config: Config, explicit: Mapping[str, Any], shape: Shape) -> list[Problem]:
+        """Write our names, the cluster, the model and the data into verl's keys, in place."""
+        typed = {key.lstrip("+~"): value for key, value in explicit.items()}
+        problems = names.bind(config, explicit)
+        if shape.device == "cpu":
+            _lay(config, overlay(), typed)
+        _bind_cluster(config, typed, shape)
+        _bind_model(config)
+        problems += _bind_data(config, typed)
+        _bind_logger(config, typed)
+        if "trainer.project_name" not in typed:
+            config["trainer"]["project_name"] = config["project"]
+        return problems
+
+    def check(self, config: Config, shape: Shape) -> list[Problem]:
+        """Every reason why verl could not run this here."""
+        return rules.check(config, shape)
+
+    def gang(self, config: Config) -> Gang:
+        """The nodes and ranks that verl asks Ray for."""
+        return job.gang(config)
+
+    def workload(self, config: Config) -> Workload:
+        """How much the config asks verl to compute."""
+        return schedule.workload(config)
+
+    def job(self, config: Config, paths: AttemptPaths) -> Job:
+        """`python -m verl.trainer.main_ppo` on a complete config file."""
+        return job.make(config, paths)
+
+    def progress(self, line: Mapping[str, Any], config: Config) -> Progress | None:
+        """A line of verl's file logger."""
+        return metrics.progress(line, config)
+
+    def root_cause(self, log: str) -> list[str]:
+        """Why it failed, without Ray's wrapping."""
+        return root_cause.find(log)
+
+
+def _lay(config: Config, values: Mapping[str, Any], typed: Mapping[str, Any]) -> None:
+    """Set the values, except where the user typed the key, a part of it or what holds it."""
+    for path, value in _leaves(values):
+        key = ".".join(path)
+        if any(key == t or key.startswith(f"{t}.") or t.startswith(f"{key}.") for t in typed):
+            continue
+        at = config
+        for part in path[:-1]:
+            if not isinstance(at.get(part), dict):
+                at[part] = {}
+            at = at[part]
+        at[path[-1]] = value
+
+
+def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def _bind_cluster(config: Config, typed: Mapping[str, Any], shape: Shape) -> None:
+    """All of the cluster's GPUs, or one rank on a CPU, where several trials then run side by side."""
+    trainer, asked = config["trainer"], config["cluster"].get("gpus_per_node")
+    per_node = asked or (shape.gpus_per_node if shape.device == "cuda" else 1)
+    if "trainer.nnodes" not in typed:
+        trainer["nnodes"] = int(config["cluster"].get("nodes") or shape.nodes)
+    if "trainer.n_gpus_per_node" not in typed:
+        trainer["n_gpus_per_node"] = int(per_node)
+    # verl derives the rollout's from the trainer's (rollout.yaml); ours may have been null when it was resolved.
+    rollout = config["actor_rollout_ref"]["rollout"]
+    if "actor_rollout_ref.rollout.n_gpus_per_node" not in typed:
+        rollout["n_gpus_per_node"] = trainer["n_gpus_per_node"]
+
+
+def _bind_model(config: Config) -> None:
+    """A model that we build is known by its folder in the cache; the critic starts from the policy's."""
+    if config["actor_rollout_ref"]["model"]["path"]:
+        return
+    folder = models.build_folder(config)
+    if folder is None:
+        return  # named by the rules
+    config["actor_rollout_ref"]["model"]["path"] = str(folder)
+    if not config["critic"]["model"]["path"]:
+        config["critic"]["model"]["path"] = str(folder)
+
+
+def _bind_data(config: Config, typed: Mapping[str, Any]) -> list[Problem]:
+    """The environment's files and reward; the user's own where data.train_files was typed."""
+    if "data.train_files" in typed:
+        return []
+    problems = environments.check(config)
+    if problems:
+        return problems
+    files = environments.resolve(config)
+    data, reward = config["data"], config["reward"]["custom_reward_function"]
+    data["train_files"] = str(files.train)
+    if "data.val_files" not in typed:
+        data["val_files"] = str(files.val)
+    if files.reward and not any(t.startswith(("reward.custom_reward", "custom_reward")) for t in typed):
+        reward["path"], reward["name"] = str(files.reward), files.reward_name
+    return []
+
+
+def _bind_logger(config: Config, typed: Mapping[str, Any]) -> None:
+    """The console and the file that we follow, beside what the user asked for; MLflow is written by the sweep alone,
+    since verl's own loses what it wrote when a run is resumed (docs/configuration.md)."""
+    asked = config["trainer"]["logger"] if "trainer.logger" in typed else []
+    asked = [asked] if isinstance(asked, str) else list(asked or [])
+    config["trainer"]["logger"] = [*dict.fromkeys(["console", "file", *(a for a in asked if a != "mlflow")])]

@@ -1,0 +1,112 @@
+"""How much a config asks for: GPUs by pool, steps, passes over the model.
+
+Guarantees: arithmetic on a bound config only; the same numbers that verl computes when it starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sweeper import environments
+from sweeper.engines.base import Config, Workload
+from sweeper.environments import rows
+from sweeper.models import facts
+
+
+def pools(config: Config) -> list[tuple[int, int]]:
+    """(nodes, GPUs per node) of each pool that verl makes: trainer, then those of their own.
+
+    verl/trainer/ppo/v1/trainer_base.py:818-846 (trainer, reward model, distillation teacher) and
+    trainer_separate_async.py:395 (the rollout of `separate_async`).
+    """
+    trainer, rollout, reward = (
+        config["trainer"],
+        config["actor_rollout_ref"]["rollout"],
+        config["reward"]["reward_model"],
+    )
+    found = [(trainer["nnodes"], trainer["n_gpus_per_node"])]
+    if separate(config):
+        found.append((rollout["nnodes"], rollout["n_gpus_per_node"]))
+    if reward["enable_resource_pool"]:
+        found.append((reward["nnodes"], reward["n_gpus_per_node"]))
+    if config["distillation"]["enabled"]:
+        found.append((config["distillation"]["nnodes"], config["distillation"]["n_gpus_per_node"]))
+    return [(int(nodes or 0), int(per_node or 0)) for nodes, per_node in found]
+
+
+def world(config: Config) -> int:
+    """Ranks of the trainer."""
+    return int(config["trainer"]["nnodes"]) * int(config["trainer"]["n_gpus_per_node"])
+
+
+def separate(config: Config) -> bool:
+    """Whether the rollout has GPUs of its own."""
+    return bool(config["trainer"]["use_v1"]) and config["trainer"]["v1"]["trainer_mode"] == "separate_async"
+
+
+def needs_reference(config: Config) -> bool:
+    """verl/trainer/ppo/utils.py:76 need_reference_policy."""
+    return bool(config["algorithm"]["use_kl_in_reward"] or config["actor_rollout_ref"]["actor"]["use_kl_loss"])
+
+
+def needs_critic(config: Config) -> bool:
+    """verl/trainer/ppo/utils.py:95 need_critic: `critic.enable`, or GAE where that is null."""
+    enable = config["critic"]["enable"]
+    return bool(enable) if enable is not None else config["algorithm"]["adv_estimator"] == "gae"
+
+
+def files(value: Any) -> list[str]:
+    """data.train_files or data.val_files as a list."""
+    return [str(f) for f in value] if isinstance(value, list | tuple) else [str(value)] if value else []
+
+
+def training_rows(config: Config) -> int | None:
+    """Rows to train on before verl leaves out prompts that are too long; None where the file is not there yet and
+    nothing tells."""
+    names = files(config["data"]["train_files"])
+    total: int | None = 0
+    for name in names:
+        path = Path(name).expanduser()
+        if path.is_file():
+            total = None if total is None else total + rows.report(path).rows
+        else:
+            total = None
+    if total is None or not names:
+        own = environments.resolve(config)
+        total = own.rows if names == [str(own.train)] else None
+    most = int(config["data"]["train_max_samples"] or -1)  # verl/utils/dataset/rl_dataset.py: -1 is all
+    return total if total is None or most < 0 else min(total, most)
+
+
+def steps_per_epoch(config: Config) -> int | None:
+    """Batches that verl's loader gives; the last, incomplete one is dropped (trainer_base.py, drop_last=True)."""
+    count, batch = training_rows(config), int(config["data"]["train_batch_size"] or 0)
+    return None if count is None or batch < 1 else count // batch
+
+
+def total_steps(config: Config) -> int | None:
+    """Steps that the loop takes: `total_training_steps` and the epochs both end it (trainer_base.py:451)."""
+    trainer = config["trainer"]
+    asked, per_epoch = trainer["total_training_steps"], steps_per_epoch(config)
+    by_epochs = None if per_epoch is None else per_epoch * int(trainer["total_epochs"])
+    known = [int(n) for n in (asked, by_epochs) if n is not None]
+    return min(known) if known else None
+
+
+def workload(config: Config) -> Workload:
+    """How much the config computes."""
+    data, rollout = config["data"], config["actor_rollout_ref"]["rollout"]
+    correction: Mapping[str, Any] = config["algorithm"].get("rollout_correction") or {}
+    architecture, _ = facts.describe(config)
+    return Workload(
+        steps=total_steps(config) or 0,
+        responses_per_step=int(data["train_batch_size"]) * int(rollout["n"]),
+        max_prompt=int(data["max_prompt_length"]),
+        max_response=int(data["max_response_length"]),
+        # The old policy is not evaluated anew in bypass mode: the rollout's probabilities stand for it.
+        forward_passes=int(not correction.get("bypass_mode")) + int(needs_reference(config)),
+        critic=needs_critic(config),
+        params=architecture.params if architecture else None,
+    )
