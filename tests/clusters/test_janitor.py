@@ -104,8 +104,9 @@ time.sleep(300)
     assert controller.stdout is not None
     guard, orphan = map(int, controller.stdout.readline().split())
     # The worst case: the controller and the guard are killed, and only what the trainer started lives on.
-    controller.kill()
     os.kill(guard, signal.SIGKILL)
+    wait_for(lambda: not alive(guard))
+    controller.kill()
     controller.wait()
     assert alive(orphan)
     living, child = start(LocalCluster(SHAPE), tmp_path, "living")
