@@ -1,0 +1,139 @@
+"""What Hydra's refusals mean: problems a user can act on, all of a request's overrides at once.
+
+Guarantees: each override is tried on its own against the same groups, so that one mistake does not hide the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from hydra import compose
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sweeper.config import grammar
+from sweeper.config.hydra_app import CONFIG_NAME
+from sweeper.config.nearest import nearest
+from sweeper.engines.verl import renamed
+from sweeper.errors import Problem
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+
+def composing(lines: Iterable[str], error: Exception) -> list[Problem]:
+    """Why these overrides do not compose: the problem of each of them; the error itself where none is at fault alone."""
+    overrides = [grammar.parse(line) for line in lines]
+    groups = [o for o in overrides if grammar.is_group(o)]
+    values = [o for o in overrides if not grammar.is_group(o) and not o.is_hydra_override()]
+    try:
+        cfg = compose(CONFIG_NAME, overrides=[str(o.input_line) for o in groups])
+    except (HydraException, OmegaConfBaseException) as group_error:
+        return [_as_is(group_error)]
+    problems = [problem for override in values if (problem := _trial(override, cfg)) is not None]
+    problems += ignored({grammar.key_of(o): o.value() for o in values if not o.is_delete()})
+    if problems:
+        return problems
+    try:
+        OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as resolving_error:
+        return resolving(resolving_error)
+    return [_as_is(error)]
+
+
+def resolving(error: Exception) -> list[Problem]:
+    """Why a composed config does not resolve."""
+    if isinstance(error, OmegaConfBaseException):
+        key = str(error.full_key or "")
+        return [Problem(f"{key}: {_first(error)}", fix=f"another value for {key}, or for what it refers to", key=key)]
+    return [_as_is(error)]
+
+
+def ignored(explicit: Mapping[str, Any]) -> list[Problem]:
+    """Typed keys that the engine accepts and never reads."""
+    found = []
+    for key, value in explicit.items():
+        new = renamed.ignored(key) if value is not None else None
+        if new is not None:
+            found.append(
+                Problem(
+                    f"{key} is read by no part of verl 0.9.1's main_ppo: it moved to {new.key}",
+                    fix=_typed(new.key, value, new.add),
+                    key=key,
+                    source=new.source,
+                )
+            )
+    return found
+
+
+def _trial(override: Override, cfg: DictConfig) -> Problem | None:
+    """Apply one override as Hydra does; what is wrong with it, if anything."""
+    try:
+        ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
+    except (HydraException, OmegaConfBaseException) as error:
+        return _refused(override, cfg, error)
+    return None
+
+
+def _refused(override: Override, cfg: DictConfig, error: Exception) -> Problem:
+    line, key = str(override.input_line), grammar.key_of(override)
+    paths = [path for path, _ in _nodes(OmegaConf.to_container(cfg, resolve=False))]
+    exists = key in paths
+    if override.is_add() and exists:
+        return Problem(f"{line}: {key} is there already", fix=line.removeprefix("+"), key=key)
+    if (new := renamed.find(key)) is not None:
+        return Problem(
+            f"{key} is not a key of verl 0.9.1: {new.why}",
+            fix=_typed(new.key, override.value(), new.add) if new.key else f"leave {key} out",
+            key=key,
+            source=new.source,
+        )
+    if exists or override.is_add() or override.is_force_add():
+        return Problem(f"{line}: {_first(error)}", key=key)
+    parent = next((p for p in _parents(key) if p in paths), None)
+    if parent is not None and not isinstance(OmegaConf.select(cfg, parent), DictConfig):
+        return Problem(
+            f"{line}: {parent} is a value, there is nothing inside it", fix=_typed(parent, override.value()), key=key
+        )
+    close = nearest(key, paths)
+    if override.is_delete():
+        return Problem(f"{line}: there is no {key} to delete", valid=", ".join(close), key=key)
+    best = _typed(close[0], override.value()) if close else ""
+    add = f"+{line}" if "." in key else ""
+    fix = "  or, if verl has this key all the same, ".join(part for part in (best, add) if part)
+    return Problem(f"unknown key {key}", valid=", ".join(close), fix=fix or "--cfg job lists every key", key=key)
+
+
+def _parents(key: str) -> Iterable[str]:
+    """The keys above a key, nearest first."""
+    while "." in key:
+        key = key.rpartition(".")[0]
+        yield key
+
+
+def _nodes(config: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Every key of a nested dict, inner ones too."""
+    for key, value in config.items():
+        path = f"{prefix}.{key}" if prefix else str(key)
+        yield path, value
+        if isinstance(value, dict):
+            yield from _nodes(value, path)
+
+
+def _typed(key: str, value: Any, add: bool = False) -> str:
+    text = {"None": "null", "True": "true", "False": "false"}.get(str(value), value)
+    return f"{'+' if add else ''}{key}={text}"
+
+
+def _first(error: Exception) -> str:
+    """The first line of what went wrong at the bottom."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    text = str(cause).strip()
+    return text.splitlines()[0] if text else type(cause).__name__
+
+
+def _as_is(error: Exception) -> Problem:
+    return Problem(" ".join(str(error).split()) or type(error).__name__)

@@ -1,0 +1,54 @@
+"""Plain nested dicts by dotted key: reading, writing, copying, listing. Only the standard library is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def copy(tree: Any) -> Any:
+    """A deep copy of dicts and lists; the leaves are shared, for they are immutable."""
+    if isinstance(tree, dict):
+        return {k: copy(v) if isinstance(v, dict | list) else v for k, v in tree.items()}
+    if isinstance(tree, list):
+        return [copy(v) for v in tree]
+    return tree
+
+
+def get(tree: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    """The value at a dotted key; the default where there is none."""
+    node: Any = tree
+    for part in key.split("."):
+        if isinstance(node, Mapping) and part in node:
+            node = node[part]
+        elif isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        else:
+            return default
+    return node
+
+
+def put(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value at a dotted key. Parents that are missing are made."""
+    *parents, last = key.split(".")
+    node: Any = tree
+    for part in parents:
+        if isinstance(node, list):
+            node = node[int(part)]
+        else:
+            node = node.setdefault(part, {})
+    if isinstance(node, list):
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf with its dotted key, in order; the items of lists too; empty dicts and lists are leaves."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in items:
+        path = f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, dict | list) and value:
+            yield from leaves(value, path)
+        else:
+            yield path, value
