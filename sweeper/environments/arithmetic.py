@@ -1,8 +1,8 @@
 """The default task: small additions, generated here.
 
-Guarantees: the three sets never share a question, whatever the operands' range, because each pair's set is a function of
-the pair and the seed alone; the same spec gives the same files; nothing is downloaded. The tiny model's warm-up takes
-its questions from the training set of the same split (`pairs`), so the held-out sets are new to it.
+Guarantees: the three sets never share a question, whatever the operands' range, because each pair's set is a function
+of the pair, the share and the seed alone; the same spec gives the same files; nothing is downloaded. The tiny model's
+warm-up takes its questions from the training set of the same split (`pairs`), so the held-out sets are new to it.
 """
 
 from __future__ import annotations

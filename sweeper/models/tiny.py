@@ -177,7 +177,7 @@ def _train(model: Any, characters: Any, built: Mapping[str, Any]) -> None:
         logits = _forward(model, ids, mask)
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 100 == 0 or step == warm_up["steps"]:

@@ -1,10 +1,10 @@
 """Same seed, same run: the parts of verl where chance or timing would enter, replaced through verl's own config.
 
-Guarantees, with `sampling` (whose rows do not depend on each other): a response is a function of the weights' version,
-the prompt, its place in the data and the sample's number, never of arrival order, of the server that made it or of the
-load; a batch is trained on in the order in which it left the data loader.
-Without them verl passes no seed to the server (experimental/agent_loop/single_turn_agent_loop.py:66), takes trajectories
-in arrival order under random keys (trainer/ppo/v1/replay_buffer.py:367), and no two runs are alike.
+Guarantees, with `sampling` (whose rows do not depend on each other): a response is a function of the weights and their
+version, the prompt, its place in the data and the sample's number, never of arrival order, of the server that made it
+or of the load; a batch is trained on in the order in which it left the data loader.
+Without them verl passes no seed to the server (experimental/agent_loop/single_turn_agent_loop.py:66), takes
+trajectories in arrival order under random keys (trainer/ppo/v1/replay_buffer.py:367), and no two runs are alike.
 """
 
 from __future__ import annotations
@@ -42,9 +42,7 @@ class SeededSingleTurnAgentLoop(SingleTurnAgentLoop):  # type: ignore[misc]  # v
 
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **fields: Any) -> Any:
         """One response; the arguments are verl's."""
-        seed = request_seed(
-            int(self.rollout_config.get("seed", 0)), {**fields, "priority": priority}, sampling_params
-        )
+        seed = request_seed(int(self.rollout_config.get("seed", 0)), {**fields, "priority": priority}, sampling_params)
         return await super().run({**sampling_params, "seed": seed}, priority=priority, **fields)
 
 
@@ -56,7 +54,7 @@ class OrderedReplayBuffer(ReplayBuffer):  # type: ignore[misc]  # verl ships no 
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.poll_interval = float(self.sampler_kwargs.get("poll_interval", self.poll_interval))
+        self.poll_interval = float(self.sampler_kwargs.get("poll_interval", 2.0))
 
     def _select_prompt_uids(
         self, partition_id: str, sampleable_keys: set[str], batch_size: int

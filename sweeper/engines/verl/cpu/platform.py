@@ -26,8 +26,8 @@ class PlatformCPU(PlatformBase):  # type: ignore[misc]  # verl ships no usable t
     def is_available(self) -> bool:
         return True
 
-    def current_device(self) -> str:  # type: ignore[override]  # verl passes it to `tensor.to()`; an int would be CUDA
-        return "cpu"
+    def current_device(self) -> str:
+        return "cpu"  # verl passes it to `tensor.to()`; an int would mean CUDA
 
     def device_count(self) -> int:
         return 1
@@ -50,7 +50,7 @@ class PlatformCPU(PlatformBase):  # type: ignore[misc]  # verl ships no usable t
     def empty_cache(self) -> None:
         """The CPU allocator keeps no cache."""
 
-    def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
+    def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:  # noqa: ARG002  # verl's signature
         return None, None
 
     def communication_backend_name(self) -> str:
@@ -60,7 +60,7 @@ class PlatformCPU(PlatformBase):  # type: ignore[misc]  # verl ships no usable t
         return "CUDA_VISIBLE_DEVICES"
 
     @contextmanager
-    def nvtx_range(self, msg: str) -> Iterator[None]:
+    def nvtx_range(self, msg: str) -> Iterator[None]:  # noqa: ARG002  # verl's signature
         yield
 
     def profiler_start(self) -> None:

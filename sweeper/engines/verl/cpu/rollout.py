@@ -17,9 +17,8 @@ from typing import Any
 
 import ray
 import torch
-from verl.workers.rollout import base as verl_rollouts
 from verl.workers.rollout.base import BaseRollout
-from verl.workers.rollout.replica import RolloutReplica, RolloutReplicaRegistry, TokenOutput
+from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 
 from sweeper.engines.verl.cpu.sampling import Request, Response, generate_block
 from sweeper.engines.verl.cpu.settings import ROLLOUT
@@ -149,6 +148,10 @@ class Server:
             extra_fields={"global_steps": self._version},
         )
 
+    async def generate_many(self, requests: list[dict[str, Any]]) -> list[TokenOutput]:
+        """`generate` for each, one message for all (see `agents`)."""
+        return list(await asyncio.gather(*(self.generate(**request) for request in requests)))
+
     def _seed(self, asked: int | None, request_id: str) -> int:
         """The request's seed, mixed with the version of the weights so that a prompt seen again is drawn anew."""
         own = asked if asked is not None else request_id
@@ -209,9 +212,3 @@ class Replica(RolloutReplica):  # type: ignore[misc]  # verl ships no usable typ
         self.servers = [server]
         self._server_handle = server
         self._server_address = await server.address.remote()
-
-
-def register() -> None:
-    """Make `actor_rollout_ref.rollout.name=hf_cpu` mean this rollout."""
-    verl_rollouts._ROLLOUT_REGISTRY[(ROLLOUT, "async")] = f"{__name__}.{ServerAdapter.__name__}"
-    RolloutReplicaRegistry.register(ROLLOUT, lambda: Replica)

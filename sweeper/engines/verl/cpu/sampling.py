@@ -108,10 +108,8 @@ def draw(log_probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     return token.clamp(max=log_probs.shape[-1] - 1)
 
 
-@torch.inference_mode()
-def generate_block(
-    model: Any, requests: Sequence[Request], rows: int, end: frozenset[int], pad: int
-) -> list[Response]:
+@torch.inference_mode()  # type: ignore[untyped-decorator]
+def generate_block(model: Any, requests: Sequence[Request], rows: int, end: frozenset[int], pad: int) -> list[Response]:
     """Generate one block: at most `rows` requests of one width. `end`: tokens that end a response (kept in it).
 
     Unused rows repeat the first request, so that the shape of every forward pass depends on `rows` and the width only.
