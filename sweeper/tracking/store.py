@@ -1,0 +1,340 @@
+"""One sweep in an MLflow store, written call by call.
+
+Guarantees: every call may be repeated (a run is found by the tags `sweeper.id` and `sweeper.trial`, a step that is
+there is not sent again, a parameter is logged once); a deleted experiment is restored; MLflow is imported here only,
+when a store is opened, and prints nothing. Not thread-safe: one thread owns a store.
+
+A step is there when its `elapsed_s` is: it is the last value of a step's batch. Where a later attempt repeats steps of
+an earlier one the values that came first stay; each attempt's own metrics.jsonl has them all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sweeper.tracking import names
+from sweeper.tracking.spool import Call
+
+MARKER = "elapsed_s"
+"""Seconds from the attempt's start to the step: a metric for people, and the mark of a step that is whole."""
+STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "interrupted": "KILLED"}
+MAX_METRICS = 1000
+"""MLflow's limit for one batch."""
+MAX_PARAMS = 100
+"""Likewise, for parameters and for tags."""
+LOG_TAIL = 1_000_000
+"""Bytes of a longer log that are uploaded: its end."""
+
+Point = tuple[int, Mapping[str, float], float]
+"""Step, values, Unix time."""
+
+
+class StoreGone(Exception):  # noqa: N818 - a state of the store, mended by opening it again
+    """The database file that was opened is not there any more, or is another one."""
+
+
+class Store:
+    """An open store with the sweep's experiment and parent run in it."""
+
+    def __init__(self, uri: str, sweep: Call, starts: dict[str, Call]) -> None:
+        """Open it and find or make the experiment and the parent run.
+
+        Args:
+            uri: an MLflow tracking URI.
+            sweep: the sweep's `sweep_started` call, with its `id`.
+            starts: the latest `trial_started` of each trial so far; kept up to date here.
+
+        Raises:
+            Exception: whatever MLflow raises when the store cannot be used.
+        """
+        _quiet()
+        from mlflow import MlflowClient
+
+        self._file = sqlite_file(uri)
+        self.client: Any = MlflowClient(tracking_uri=_fresh(uri))
+        self.runs: dict[str, str] = {}
+        """Trial -> run id, of the runs that were found or made so far."""
+        self.missed: list[str] = []
+        """Artifacts that could not be stored, with the reason."""
+        self._sweep, self._starts = sweep, starts
+        self._logged: dict[str, set[int]] = {}
+        self.experiment = self._experiment(str(sweep["project"]))
+        self.parent = self._parent()
+        self._inode = self._stat()
+
+    def apply(self, call: Call) -> None:
+        """Take a call of the tracker's."""
+        match call["call"]:
+            case "sweep_started":
+                self.client.update_run(self.parent, status="RUNNING")
+            case "trial_started":
+                self._trial_started(call)
+            case "trial_ended":
+                self._trial_ended(call)
+            case "sweep_ended":
+                self._end(self.parent, str(call["state"]), call["time"])
+
+    def check(self) -> None:
+        """Raises StoreGone when the database file was removed or replaced: SQLite itself would not notice."""
+        if self._file and self._stat() != self._inode:
+            raise StoreGone(f"{self._file} was removed or replaced")
+
+    def points(self, trial: str, points: Iterable[Point]) -> int:
+        """Log steps, in batches of whole steps, but for those that were there when the run was opened.
+
+        Returns how many were logged.
+        """
+        from mlflow.entities import Metric
+
+        run = self.run(trial)
+        started = float(self._starts[trial]["time"])
+        batch: list[Any] = []
+        sent = 0
+        for step, values, moment in points:
+            if step in self._logged[trial]:
+                continue
+            stamp = int(moment * 1000)
+            line = [Metric(names.encode(k), float(v), stamp, step) for k, v in values.items()]
+            line.append(Metric(MARKER, max(0.0, moment - started), stamp, step))
+            while len(line) > MAX_METRICS:  # the marker goes with the rest
+                self.client.log_batch(run, metrics=line[:MAX_METRICS])
+                line = line[MAX_METRICS:]
+            if len(batch) + len(line) > MAX_METRICS:
+                self.client.log_batch(run, metrics=batch)
+                batch = []
+            batch += line
+            sent += 1
+        if batch:
+            self.client.log_batch(run, metrics=batch)
+        return sent
+
+    def run(self, trial: str) -> str:
+        """The id of the trial's run, found or made."""
+        if trial not in self.runs:
+            found = self._find(trial)
+            run = found.info.run_id if found else self._make(trial)
+            known = set(found.data.params) if found else set()
+            self._log_params(run, names.params(self._starts[trial]["params"]), known)
+            self._logged[trial] = {m.step for m in self.client.get_metric_history(run, MARKER)} if found else set()
+            self.runs[trial] = run
+        return self.runs[trial]
+
+    def begin(self, call: Call) -> str:
+        """A later attempt of a trial may have started: look again at what is there. Returns the run's id."""
+        trial = str(call["trial"])
+        self._starts[trial] = call
+        self.runs.pop(trial, None)
+        return self.run(trial)
+
+    def ended(self, call: Call) -> bool:
+        """Whether this end of an attempt is in the store; it is written after everything else of the attempt."""
+        found = self._find(str(call["trial"]))
+        return found is not None and found.data.tags.get("sweeper.ended") == _ended(call)
+
+    # --- calls ---
+
+    def _trial_started(self, call: Call) -> None:
+        run = self.begin(call)
+        self.client.update_run(run, status="RUNNING")
+        self._tags(run, {**call["tags"], "sweeper.state": "running"})
+        self._artifacts(run, call["artifacts"])
+
+    def _trial_ended(self, call: Call) -> None:
+        from mlflow.entities import Metric
+
+        run, stamp = self.run(str(call["trial"])), int(call["time"] * 1000)
+        summary = {k: float(v) for k, v in call["summary"].items()}
+        step = int(summary.get("step", 0))
+        if summary:
+            self.client.log_batch(run, metrics=[Metric(names.encode(k), v, stamp, step) for k, v in summary.items()])
+        whole = self._artifacts(run, call["artifacts"])
+        self._end(run, str(call["state"]), call["time"])
+        if whole:
+            self._tags(run, {"sweeper.ended": _ended(call)})
+
+    def _end(self, run: str, state: str, moment: float) -> None:
+        self._tags(run, {"sweeper.state": state})
+        self.client.set_terminated(run, status=STATUS.get(state, "FAILED"), end_time=int(moment * 1000))
+
+    # --- what is in the store ---
+
+    def _experiment(self, project: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(project)
+        if found is None:
+            beside = self._file.parent / "mlruns" if self._file and self._file.parent != Path.cwd() else None
+            # beside the database, as MLflow does for one in the current folder
+            location = (beside / re.sub(r"[^\w.-]", "_", project)).as_uri() if beside else None
+            try:
+                return str(self.client.create_experiment(project, artifact_location=location))
+            except MlflowException as error:
+                found = self.client.get_experiment_by_name(project)
+                if found is None:  # not another sweep that was faster
+                    raise error from None
+        if found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def _parent(self) -> str:
+        sweep = self._sweep
+        found = self._search(f"tags.`sweeper.id` = '{sweep['id']}' and tags.`sweeper.kind` = 'sweep'")
+        if found:
+            run = str(found.info.run_id)
+        else:
+            run = self._create(str(sweep["name"]), sweep["time"], {"sweeper.kind": "sweep"})
+        self._tags(run, {**sweep["tags"], "sweeper.sweep": sweep["name"], "sweeper.state": "running"})
+        known = set(found.data.params) if found else set()
+        self._log_params(run, {names.encode(k): names.value(v) for k, v in sweep["params"].items()}, known)
+        return run
+
+    def _find(self, trial: str) -> Any:
+        return self._search(f"tags.`sweeper.id` = '{self._sweep['id']}' and tags.`sweeper.trial` = '{trial}'")
+
+    def _search(self, where: str) -> Any:
+        found = self.client.search_runs([self.experiment], where, max_results=1)
+        return found[0] if found else None
+
+    def _make(self, trial: str) -> str:
+        call = self._starts[trial]
+        tags = {
+            **call["tags"],
+            "sweeper.kind": "trial",
+            "sweeper.trial": trial,
+            "sweeper.sweep": self._sweep["name"],
+            "sweeper.state": "running",
+            "mlflow.parentRunId": self.parent,
+        }
+        return self._create(str(call["label"]), call["time"], tags)
+
+    def _create(self, name: str, moment: float, tags: Mapping[str, Any]) -> str:
+        own = {"sweeper.id": self._sweep["id"], "mlflow.source.name": "sweeper", "mlflow.source.type": "LOCAL"}
+        with contextlib.suppress(KeyError, OSError):  # a user id without a name, as in many containers
+            own["mlflow.user"] = getpass.getuser()
+        run = self.client.create_run(
+            self.experiment,
+            start_time=int(moment * 1000),
+            tags={k: _tag(v) for k, v in {**own, **tags}.items()},
+            run_name=name if len(name) <= names.MAX_KEY else name[: names.MAX_KEY - 3] + "...",
+        )
+        return str(run.info.run_id)
+
+    def _log_params(self, run: str, params: Mapping[str, str], known: set[str]) -> None:
+        """MLflow refuses to change a parameter; what the first attempt logged stays."""
+        from mlflow.entities import Param
+
+        new = [Param(k, v) for k, v in params.items() if k not in known]
+        for i in range(0, len(new), MAX_PARAMS):
+            self.client.log_batch(run, params=new[i : i + MAX_PARAMS])
+
+    def _tags(self, run: str, tags: Mapping[str, Any]) -> None:
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(run, tags=[RunTag(names.encode(k), _tag(v)) for k, v in tags.items()])
+
+    def _artifacts(self, run: str, paths: Iterable[str]) -> bool:
+        """An artifact store may be away or want credentials while the metrics go on; the records have the files."""
+        before = len(self.missed)
+        for path in map(Path, paths):
+            try:
+                if path.suffix in (".txt", ".log") and path.stat().st_size > LOG_TAIL:
+                    with tempfile.TemporaryDirectory() as folder:
+                        tail = Path(folder) / path.name
+                        with path.open("rb") as log:
+                            log.seek(-LOG_TAIL, os.SEEK_END)
+                            tail.write_bytes(log.read().partition(b"\n")[2])
+                        self.client.log_artifact(run, str(tail))
+                elif path.exists():
+                    self.client.log_artifact(run, str(path))
+            except Exception as error:
+                self.missed.append(f"{path.name}: {reason(error)}")
+        return len(self.missed) == before
+
+    def _stat(self) -> int:
+        try:
+            return self._file.stat().st_ino if self._file else 0
+        except OSError:
+            return -1
+
+
+_opened: dict[str, int] = {}
+
+
+def _fresh(uri: str) -> str:
+    """MLflow keeps an engine for each SQLite URI of a process, with a connection to the file that was there when it was
+    made: after that file was replaced the same file must be asked for under another spelling."""
+    file = sqlite_file(uri)
+    if file is None:
+        return uri
+    times = _opened[uri] = _opened.get(uri, -1) + 1
+    return uri.replace(f"/{file.name}", "/." * times + f"/{file.name}", 1)
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The database file of a `sqlite:///` URI."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0])
+
+
+def absolute(uri: str) -> str:
+    """A relative `sqlite:///` URI or plain path made absolute, so that it means the same from any folder."""
+    file = sqlite_file(uri)
+    if file and not file.is_absolute():
+        return "sqlite:///" + str(Path.cwd() / file) + uri.removeprefix(f"sqlite:///{file}")
+    return uri if "://" in uri or uri.startswith("databricks") else Path(uri).absolute().as_uri()
+
+
+def shown(uri: str) -> str:
+    """A URI without the password that may be in it."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def reason(error: BaseException) -> str:
+    """The line of an error that says why; MLflow and SQLAlchemy wrap it in much else."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    if found := re.search(r"sqlite3\.\w+\) (.+)", text):
+        text = found[1]
+    if "Max retries exceeded" in text or "Connection refused" in text:
+        text = "no answer"
+    return text[:200]
+
+
+def passing(error: BaseException) -> bool:
+    """Whether trying again can help; a value that MLflow refuses is refused for ever."""
+    code = getattr(error, "error_code", None)
+    return code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS") and not isinstance(
+        error, TypeError | ValueError | KeyError | AttributeError
+    )
+
+
+def _ended(call: Call) -> str:
+    return f"{call['attempt']} {call['state']}"
+
+
+def _tag(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= names.MAX_TAG else text[: names.MAX_TAG - 3] + "..."
+
+
+def _quiet() -> None:
+    """MLflow neither prints, logs, counts its users nor retries for minutes, unless the user said otherwise."""
+    for name, setting in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_CONFIGURE_LOGGING": "false",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # we try again ourselves, and keep the rest going
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    }.items():
+        os.environ.setdefault(name, setting)
+    for name in ("mlflow", "alembic", "sqlalchemy", "urllib3"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
