@@ -14,7 +14,6 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-
 # `params`: overrides that an experiment brings along, as in Hydra's basic sweeper: {algorithm: "grpo,ppo"}.
 # A plain node, since Hydra runs a plugin's module before it is in sys.modules, where a dataclass looks for itself.
 ConfigStore.instance().store(
@@ -25,7 +24,7 @@ ConfigStore.instance().store(
 )
 
 
-class SweeperPlugin(Sweeper):
+class SweeperPlugin(Sweeper):  # type: ignore[misc]  # Hydra is not typed for mypy
     """Selected by `hydra/sweeper=sweeper`, the default in conf/config.yaml."""
 
     def __init__(self, params: dict[str, str]) -> None:

@@ -16,7 +16,7 @@ from sweeper.engines.verl import base_config
 GROUP = "model_engine"
 
 
-class VerlConfigSource(ConfigSource):
+class VerlConfigSource(ConfigSource):  # type: ignore[misc]  # Hydra is not typed for mypy
     """Serves `model_engine/{dp,megatron,torchtitan,veomni}` from the installed verl."""
 
     @staticmethod
@@ -57,7 +57,7 @@ class VerlConfigSource(ConfigSource):
         )
 
 
-class VerlSearchPath(SearchPathPlugin):
+class VerlSearchPath(SearchPathPlugin):  # type: ignore[misc]  # Hydra is not typed for mypy
     """Puts the source on Hydra's search path."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:

@@ -1,11 +1,11 @@
 """From points to full configs: one Hydra compose for each choice of groups, and the rest on its result.
 
-Guarantees: a point's config is the very one that a full Hydra compose of its overrides gives, resolved (a property test
-compares them); a key that does not exist is a problem with the nearest valid ones, a key that was renamed one with its new
-name; all problems of all points are raised at once. Configs share nothing that can be changed.
+Guarantees: a point's config is the very one that a full Hydra compose of its overrides gives, resolved (a property
+test compares them); a key that does not exist is a problem with the nearest valid ones, a key that was renamed one with
+its new name; all problems of all points are raised at once. Configs share nothing that can be changed.
 
-How it is quick: points whose overrides differ only in plain values share one compose, that of the first of them. For each
-other point its values are set and only the interpolations that read them are resolved again, each combination once.
+How it is quick: points whose overrides differ only in plain values share one compose, that of the first of them. For
+each other point its values are set and the interpolations that read them are resolved again, each combination once.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ def _base(point: Point, values: Mapping[str, Any]) -> _Base | list[Problem]:
 
 def full(overrides: Iterable[str]) -> DictConfig:
     """One full compose by Hydra, unresolved."""
-    return compose(CONFIG_NAME, overrides=list(overrides))
+    cfg: DictConfig = compose(CONFIG_NAME, overrides=list(overrides))
+    return cfg
 
 
 class _Base:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def composing(lines: Iterable[str], error: Exception) -> list[Problem]:
-    """Why these overrides do not compose: the problem of each of them; the error itself where none is at fault alone."""
+    """Why these overrides do not compose: the problem of each; the error itself where none is at fault alone."""
     overrides = [grammar.parse(line) for line in lines]
     groups = [o for o in overrides if grammar.is_group(o)]
     values = [o for o in overrides if not grammar.is_group(o) and not o.is_hydra_override()]
@@ -71,6 +71,12 @@ def ignored(explicit: Mapping[str, Any]) -> list[Problem]:
 
 def _trial(override: Override, cfg: DictConfig) -> Problem | None:
     """Apply one override as Hydra does; what is wrong with it, if anything."""
+    key = grammar.key_of(override)
+    for parent in _parents(key):
+        node = OmegaConf.select(cfg, parent, throw_on_missing=False)
+        if node is not None and not OmegaConf.is_config(node):
+            what = f"{override.input_line}: {parent} is a value, there is nothing inside it"
+            return Problem(what, fix=_typed(parent, override.value()), key=key)
     try:
         ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
     except (HydraException, OmegaConfBaseException) as error:
@@ -93,11 +99,6 @@ def _refused(override: Override, cfg: DictConfig, error: Exception) -> Problem:
         )
     if exists or override.is_add() or override.is_force_add():
         return Problem(f"{line}: {_first(error)}", key=key)
-    parent = next((p for p in _parents(key) if p in paths), None)
-    if parent is not None and not isinstance(OmegaConf.select(cfg, parent), DictConfig):
-        return Problem(
-            f"{line}: {parent} is a value, there is nothing inside it", fix=_typed(parent, override.value()), key=key
-        )
     close = nearest(key, paths)
     if override.is_delete():
         return Problem(f"{line}: there is no {key} to delete", valid=", ".join(close), key=key)

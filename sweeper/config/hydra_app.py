@@ -16,6 +16,7 @@ from sweeper.config import resolvers
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 CONFIG_NAME = "config"
+HELP_NAME = "help"
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Which interpolations of a config change when a key changes.
 
-Guarantees: every leaf whose value may depend on a changed key is named, directly or through others; more may be named than do
-change, never fewer. What an interpolation reads is read off its text: any word in it that could be a key counts as
-one, and one that reads a key found out at run time, or uses a resolver that is not known here, depends on everything.
+Guarantees: every leaf whose value may depend on a changed key is named, directly or through others; more may be named
+than do change, never fewer. What an interpolation reads is read off its text: any word in it that could be a key counts
+as one, and one that reads a key found out at run time, or uses a resolver unknown here, depends on everything.
 """
 
 from __future__ import annotations

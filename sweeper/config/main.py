@@ -1,7 +1,7 @@
 """The command line of `sweep.py`: a request of ours, or a question to Hydra.
 
-Guarantees: a request goes to `sweeper.app` without detours; what only Hydra can answer (--help, --cfg, completion, another
-sweeper or launcher) goes through `@hydra.main`; a wrong request returns 2 and never shows a traceback.
+Guarantees: a request goes to `sweeper.app` without detours; what only Hydra can answer (--help, --cfg, completion,
+another sweeper or launcher) goes through `@hydra.main`; a wrong request returns 2 and never shows a traceback.
 """
 
 from __future__ import annotations
@@ -37,13 +37,15 @@ def _through_hydra(argv: list[str], *, task: bool) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from sweeper.config import resolvers, task as trial
-    from sweeper.config.hydra_app import CONF, CONFIG_NAME
+    from sweeper.config import resolvers
+    from sweeper.config import task as trial
+    from sweeper.config.hydra_app import CONF, CONFIG_NAME, HELP_NAME
 
     resolvers.register()
     if task and not SHORT & set(argv):
         argv = [*argv, "--multirun"]
-    entry = hydra.main(config_path=str(CONF), config_name=CONFIG_NAME, version_base="1.3")(trial.run)
+    config_name = HELP_NAME if {"-h", "--help"} & set(argv) else CONFIG_NAME
+    entry = hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(trial.run)
     before, sys.argv = sys.argv, argv
     # Without it Hydra prints errors itself and always exits with 1; with it they reach us. Its own wish stays as it is.
     wished = os.environ.get("HYDRA_FULL_ERROR")

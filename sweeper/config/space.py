@@ -155,12 +155,16 @@ def _unusable(sweep: Any, key: str, line: str, searched: bool) -> Problem | None
     simple = isinstance(sweep, Glob) or (isinstance(sweep, ChoiceSweep) and sweep.simple_form)
     if not simple and not searched:
         return Problem(
-            f"{line}: {type(sweep).__name__.removesuffix('Sweep').lower()}(...) is searched, and search=none searches nothing",
+            f"{line}: {_name(sweep)}(...) is searched, and search=none searches nothing",
             valid="a comma choice (a,b,c) with search=none; choice(...) and range(...) with search=grid",
             fix=f"search=grid '{line}'",
             key=key,
         )
     return None
+
+
+def _name(sweep: Any) -> str:
+    return type(sweep).__name__.removesuffix("Sweep").lower()
 
 
 def _texts(override: Override) -> list[str]:
@@ -187,12 +191,10 @@ def _glob(override: Override, sweep: Glob, problems: list[Problem]) -> list[str]
 
 def _cross(choices: Sequence[_Choice]) -> list[Point]:
     varied = [c.key.lstrip("+") if len(c.lines) > 1 else None for c in choices]
-    found = []
-    for combination in product(*(zip(c.lines, c.values, strict=True) for c in choices)):
-        found.append(
-            Point(
-                overrides=tuple(line for line, _ in combination),
-                varied={k: value for k, (_, value) in zip(varied, combination, strict=True) if k is not None},
-            )
+    return [
+        Point(
+            overrides=tuple(line for line, _ in combination),
+            varied={k: value for k, (_, value) in zip(varied, combination, strict=True) if k is not None},
         )
-    return found
+        for combination in product(*(zip(c.lines, c.values, strict=True) for c in choices))
+    ]

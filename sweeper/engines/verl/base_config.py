@@ -1,7 +1,8 @@
 """verl's own trainer config, read from the installed package without importing it.
 
 Guarantees: verl is found with `find_spec` and only its YAML is read; the result equals what verl composes from its own
-config tree (tests/config/test_base.py compares every leaf); without verl there is one `Problem` with the command that installs it.
+config tree (tests/config/test_base.py compares every leaf); without verl there is one `Problem` with the command that
+installs it.
 """
 
 from __future__ import annotations

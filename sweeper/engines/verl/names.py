@@ -1,7 +1,7 @@
 """What `lr`, `kl`, `tp` and `seed` mean in verl's config.
 
-Guarantees: a verl key that was typed wins over a default of ours; a name and its verl key typed to different values is a
-problem, never a silent choice; KL goes through exactly one of verl's two independent gates, and 0 closes both (which
+Guarantees: a verl key that was typed wins over a default of ours; a name and its verl key typed to different values is
+a problem, never a silent choice; KL goes through exactly one of verl's two independent gates, and 0 closes both (which
 saves the reference model).
 """
 

@@ -1,7 +1,7 @@
-"""Keys that launch scripts still carry and verl 0.9.1 no longer has, or has and never reads, with what to type instead.
+"""Keys that launch scripts still carry and verl 0.9.1 has no more, or never reads, with what to type instead.
 
-Guarantees: every target that is named exists in verl 0.9.1's config, or is one that verl reads when it is added with `+`
-(tests/engines/verl/test_names.py checks both); only the standard library is imported.
+Guarantees: every target that is named exists in verl 0.9.1's config, or is marked to be added with `+`
+(tests/engines/verl/test_names.py checks it); only the standard library is imported.
 """
 
 from __future__ import annotations
