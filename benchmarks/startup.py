@@ -28,6 +28,7 @@ from sweeper import engines, prepare
 from sweeper.clusters.gang import janitor
 from sweeper.clusters.local import LocalCluster
 from sweeper.clusters.machine import detect
+from sweeper.config.hydra_app import initialized
 from sweeper.engines.base import AttemptPaths, Job
 from sweeper.plan import plan
 
@@ -44,15 +45,16 @@ class Measured:
     total: float
 
 
-def jobs(overrides: list[str], folder: Path) -> Job:
+def prepared(overrides: list[str], folder: Path) -> Job:
     """The job of the one trial that the overrides describe, with what it needs built."""
-    made = plan.make(overrides)
+    with initialized():
+        made = plan.make(overrides)
     if made.problems:
         raise SystemExit("\n".join(line for problem, _ in made.problems for line in problem.lines()))
     (trial,) = made.trials
     builds = prepare.missing([trial.config])
     engine = engines.get(trial.config["engine"]["name"])
-    job = engine.job(trial.config, AttemptPaths(folder=folder, checkpoints=folder / "checkpoints"))
+    job = engine.job(dict(trial.config), AttemptPaths(folder=folder, checkpoints=folder / "checkpoints"))
     if builds:
         subprocess.run(
             prepare.command(builds, job.python), env=prepare.environment(), stdout=subprocess.DEVNULL, check=True
@@ -73,7 +75,7 @@ def steps(metrics: Path) -> list[dict[str, float]]:
 def run(way: str, overrides: list[str], folder: Path) -> Measured:
     """Run the trial one way."""
     folder.mkdir()
-    job = jobs([*overrides, f"engine.fork_server={str(way == 'forked').lower()}"], folder)
+    job = prepared([*overrides, f"engine.fork_server={str(way == 'forked').lower()}"], folder)
     marker = f"benchmark-{os.getpid()}-{folder.name}"
     start = time.monotonic()
     if way == "plain":
