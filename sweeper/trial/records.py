@@ -8,8 +8,8 @@ Layout (docs/records.md):
     {store}/{sweep}/sweep.json                              what was asked for, when, with which versions
     {store}/{sweep}/trials/{id}/checkpoints/                shared by the attempts of the trial
     {store}/{sweep}/trials/{id}/attempt-{k}/spec.json       what this attempt is
-    {store}/{sweep}/trials/{id}/attempt-{k}/command.sh      runs it by hand, in a folder of its own
     {store}/{sweep}/trials/{id}/attempt-{k}/status.json     how it goes, and how it ended
+The engine's own files (its config, command.sh) come with the job and are written by the cluster.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import json
 import math
 import os
 import re
-import shlex
 import shutil
 import socket
 import sys
@@ -281,10 +280,10 @@ class AttemptFolder:
     _started: float = 0.0
 
     def write_spec(self, trial: Trial, job: Job, tags: Mapping[str, Any]) -> None:
-        """Write spec.json and command.sh.
+        """Write spec.json.
 
         Raises:
-            RecordsError: a file cannot be written.
+            RecordsError: it cannot be written.
         """
         config = trial.config
         engine = dict(config.get("engine") or {})
@@ -323,7 +322,6 @@ class AttemptFolder:
                 "created": now(),
             },
         )
-        write_text(self.path / "command.sh", command(self.path, job), mode=0o755)
 
     def write_status(self, state: str, **facts: Any) -> None:
         """Write status.json: `starting`, `running`, `finished`, `failed` or `stopped`, and what is known.
@@ -395,87 +393,6 @@ def _new_folder(parent: Path, name: str) -> Path:
 def _number(path: Path) -> int:
     digits = path.name.removeprefix("attempt-")
     return int(digits) if digits.isdigit() else 0
-
-
-# --- command.sh --------------------------------------------------------------------------------------------------
-
-
-def command(folder: Path, job: Job) -> str:
-    """A script that runs the attempt's job by hand, without this project's controller.
-
-    It runs in a folder of its own (an argument, or `by-hand` beside the script): files, arguments and variables that
-    name the attempt's folder or the trial's checkpoints name that one instead, so that a run by hand neither
-    overwrites a record nor resumes from the trial's checkpoints. One node: it starts a Ray of its own with the
-    ranks that the job needs. More nodes: `RAY_ADDRESS` must name a Ray cluster that has them.
-    """
-    checkpoints = str(folder.parent / "checkpoints")
-
-    def word(text: str) -> str:
-        """One shell word; the two folders become variables of the script."""
-        parts = re.split(f"({re.escape(str(folder))}|{re.escape(checkpoints)})", text)
-        quoted = [
-            '"$out"' if p == str(folder) else '"$out"/checkpoints' if p == checkpoints else shlex.quote(p)
-            for p in parts
-            if p
-        ]
-        return "".join(quoted) or "''"
-
-    lines = [
-        "#!/usr/bin/env bash",
-        f"# Runs {folder.parent.name}/{folder.name} by hand:  ./command.sh [an empty folder for what it writes]",
-        "set -euo pipefail",
-        'here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"',
-        'mkdir -p "${1:-$here/by-hand}"',
-        'out="$(cd "${1:-$here/by-hand}" && pwd)"',
-        'cd "$out"',
-    ]
-    for name in job.files:
-        target = f'"$out"/{shlex.quote(name)}'
-        if (parent := str(Path(name).parent)) != ".":
-            lines.append(f'mkdir -p "$out"/{shlex.quote(parent)}')
-        sed = "s|%s|'\"$out\"'%s|g"
-        rules = sed % (_sed(str(folder)), "") + ";" + sed % (_sed(checkpoints), "/checkpoints")
-        lines.append(f"sed '{rules}' \"$here\"/{shlex.quote(name)} > {target}")
-    for name, value in job.env.items():
-        if secret_name(name):
-            lines.append(f': "${{{name}:?is a secret: set it before}}"; export {name}')
-        else:
-            lines.append(f"export {name}={word(value)}")
-    if job.inherit:
-        lines.append(f"# passed on when they are set: {' '.join(job.inherit)}")
-    argv = " ".join(word(a) for a in job.argv)
-    if not job.ray:
-        lines.append(f"exec {argv}")
-    elif job.gang.nodes > 1:
-        need = f"{job.gang.nodes} nodes with {job.gang.gpus_per_node} GPUs each"
-        lines += [f': "${{RAY_ADDRESS:?name a Ray cluster of {need}}}"', f"exec {argv}"]
-    else:
-        lines += [
-            '[ -z "${RAY_ADDRESS:-}" ] || exec ' + argv,
-            "# A Ray of its own, which ends with this script; the token keeps others out.",
-            "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN",
-            'RAY_AUTH_TOKEN="$(od -An -N32 -tx1 /dev/urandom | tr -d " \\n")"',
-            f"exec {shlex.quote(job.python)} -c {shlex.quote(_RAY.format(**_ray(job)))} {argv}",
-        ]
-    return "\n".join(lines) + "\n"
-
-
-_RAY = """\
-import os, subprocess, sys, ray
-ray.init(address="local", num_cpus={cpus}, num_gpus={gpus}, object_store_memory={store}, include_dashboard=False, \
-log_to_driver=False)
-env = dict(os.environ, RAY_ADDRESS=ray.get_runtime_context().gcs_address)
-sys.exit(subprocess.run(sys.argv[1:], env=env).returncode)
-"""
-
-
-def _ray(job: Job) -> dict[str, int]:
-    return {"cpus": job.ray_cpus_per_node, "gpus": job.gang.gpus_per_node, "store": job.object_store_bytes}
-
-
-def _sed(text: str) -> str:
-    """A path as a sed pattern inside single quotes."""
-    return re.sub(r"([][\\.*^$|])", r"\\\1", text).replace("'", "'\\''")
 
 
 # --- tailing -----------------------------------------------------------------------------------------------------
