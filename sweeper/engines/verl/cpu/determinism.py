@@ -17,6 +17,9 @@ from transfer_queue import KVBatchMeta
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
+_TOKENISED_PROMPTS = 10_000
+"""Prompts whose tokens are kept; a few megabytes for short ones."""
+
 
 def request_seed(base: int, fields: Mapping[str, Any], sampling: Mapping[str, Any]) -> int:
     """The seed of one request, below 2**56.
@@ -38,12 +41,27 @@ def request_seed(base: int, fields: Mapping[str, Any], sampling: Mapping[str, An
 
 
 class SeededSingleTurnAgentLoop(SingleTurnAgentLoop):  # type: ignore[misc]  # verl ships no usable types
-    """verl's single-turn loop, with a seed for each request."""
+    """verl's single-turn loop, with a seed for each request. Keeps no state but the prompts it has tokenised."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._tokens: dict[str, list[int]] = {}
 
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **fields: Any) -> Any:
         """One response; the arguments are verl's."""
         seed = request_seed(int(self.rollout_config.get("seed", 0)), {**fields, "priority": priority}, sampling_params)
         return await super().run({**sampling_params, "seed": seed}, priority=priority, **fields)
+
+    async def ct_build_initial_tokens(self, messages: list[dict[str, Any]], **kwargs: Any) -> list[int]:
+        """A prompt's tokens, made once for its n samples and for every validation: they cost more than a response."""
+        if any(kwargs.values()):  # images, tools, ...: verl's way
+            return list(await super().ct_build_initial_tokens(messages, **kwargs))
+        key = repr(messages)
+        if key not in self._tokens:
+            if len(self._tokens) >= _TOKENISED_PROMPTS:
+                self._tokens.clear()
+            self._tokens[key] = list(await super().ct_build_initial_tokens(messages, **kwargs))
+        return list(self._tokens[key])
 
 
 class OrderedReplayBuffer(ReplayBuffer):  # type: ignore[misc]  # verl ships no usable types

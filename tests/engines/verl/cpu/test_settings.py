@@ -1,0 +1,62 @@
+"""What the orchestrator reads of the CPU engine: cheap, and true to verl's config."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from sweeper.engines.verl.cpu import ROLLOUT, environment, overlay
+
+
+def test_it_imports_nothing_heavy():
+    code = (
+        "import sys; from sweeper.engines.verl.cpu import overlay, environment; overlay(); environment(); "
+        "assert not {'torch', 'ray', 'verl', 'transformers', 'tensordict'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def leaves(tree, prefix=""):
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def test_every_key_is_verls_or_goes_where_verl_takes_any():
+    verl = Path(importlib.util.find_spec("verl").origin).parent
+    known = yaml.load((verl / "trainer/config/_generated_ppo_trainer.yaml").read_text(), Loader=yaml.CSafeLoader)
+    known = set(leaves(known))
+    free = (
+        "model.override_config.",
+        "fsdp_config.mixed_precision.",
+        "fsdp.mixed_precision.",
+        "sampler_kwargs.",
+        "agent_loop_manager_class",
+    )
+    strangers = [k for k in leaves(overlay()) if k not in known and not any(part in k for part in free)]
+    assert strangers == []
+
+
+def test_the_files_and_names_it_points_to_exist():
+    values = overlay()
+    agent = values["actor_rollout_ref"]["rollout"]["agent"]
+    loops = yaml.safe_load(Path(agent["agent_loop_config_path"]).read_text())
+    assert agent["default_agent_loop"] in [loop["name"] for loop in loops]
+    assert values["actor_rollout_ref"]["rollout"]["name"] == ROLLOUT
+    sampler = values["trainer"]["v1"]["sampler"]["custom_sampler"]
+    modules = [
+        environment()["VERL_USE_EXTERNAL_MODULES"],
+        sampler["path"].removeprefix("pkg://"),
+        *(loop["_target_"].rpartition(".")[0] for loop in loops),
+        agent["agent_loop_manager_class"].rpartition(".")[0],
+    ]
+    assert all(importlib.util.find_spec(module) for module in modules)
+
+
+def test_two_callers_do_not_share_the_values():
+    overlay()["trainer"]["device"] = "changed"
+    assert overlay()["trainer"]["device"] == "cpu"
