@@ -101,6 +101,11 @@ def execute(plan: Plan, *, resume: bool = False) -> int:
         ledger.close()
 
 
+def _store_flag(folder: SweepFolder) -> str:
+    store = folder.path.parent
+    return "" if store == Path("runs").absolute() else f" --store {shlex.quote(str(store))}"
+
+
 def _free(store: Path, plan: Plan, resume: bool) -> None:
     """A name names one sweep; asked before anything is built."""
     name = plan.settings["name"]
@@ -182,6 +187,9 @@ def _closing(outcomes: Mapping[str, Outcome], folder: SweepFolder, tracker: Trac
     if tracker.open_command():
         print(f"compare  {tracker.open_command()}")
     if not sent:
-        print(f"the tracking store did not take everything; send the rest with: sweeper sync {folder.name}")
+        print(
+            f"the tracking store did not take everything; send the rest with: "
+            f"sweeper sync {folder.name}{_store_flag(folder)}"
+        )
     if state != "finished":
-        print(f"go on    sweeper resume {folder.name}")
+        print(f"go on    sweeper resume {folder.name}{_store_flag(folder)}")

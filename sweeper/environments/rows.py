@@ -69,9 +69,10 @@ def check(path: Path, key: str) -> list[Problem]:
 
 def missing(path: Path, key: str) -> Problem:
     """The file is not there; names the one that was probably meant."""
+    if path.is_dir():
+        return Problem(f"{key}={path} is a folder, not a file", valid=", ".join(SUFFIXES), key=key)
     near = nearest_sibling(path)
-    kind = "is a folder, not a file" if path.is_dir() else "does not exist"
-    return Problem(f"{key}={path} {kind}", fix=f"{key}={near}" if near else "", key=key)
+    return Problem(f"{key}={path} does not exist", fix=f"{key}={near}" if near else "", key=key)
 
 
 def report(path: Path) -> Report:

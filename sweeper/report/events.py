@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any, Protocol, TextIO
 
 from sweeper.errors import Problem
@@ -65,7 +65,7 @@ class PlainDisplay:
         name = f"{trial} {self._labels.get(trial, '')}".strip()
         match kind:
             case "sweep_started":
-                return f"sweep {data['name']}: {len(data['trials'])} trials, records in {data['folder']}"
+                return f"sweep {data['name']}: {count(data['trials'])}, records in {data['folder']}"
             case "preparing" | "note" | "warning":
                 return f"{kind if kind != 'note' else 'note'}: {data['message']}"
             case "trial_started":
@@ -112,6 +112,11 @@ def choose(output: str, out: TextIO | None = None) -> Display:
 
         return LiveDisplay(stream)
     return PlainDisplay(stream)
+
+
+def count(trials: Sized) -> str:
+    """`1 trial`, `2 trials`."""
+    return f"{len(trials)} trial{'s' * (len(trials) != 1)}"
 
 
 def duration(seconds: float) -> str:

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sweeper.report.events import duration
+from sweeper.report.events import count, duration
 
 STYLES = {
     "finished": "green",
@@ -60,9 +60,7 @@ class LiveDisplay:
         match kind:
             case "sweep_started":
                 self._rows = {t: _Row(label) for t, label in dict(data["trials"]).items()}
-                self._console.print(
-                    f"sweep [bold]{data['name']}[/]: {len(self._rows)} trials, records in {data['folder']}"
-                )
+                self._console.print(f"sweep [bold]{data['name']}[/]: {count(self._rows)}, records in {data['folder']}")
                 self._live.start()
                 self._on = True
             case "preparing":

@@ -56,6 +56,7 @@ class _Running:
     number: int
     started: float
     steps_s: list[float] = field(default_factory=list)
+    stepped: bool = False
 
 
 class Controller:
@@ -119,8 +120,8 @@ class Controller:
             outcome, state = self.outcomes[trial.id], done[trial.id]
             outcome.state, outcome.reused = "finished", True
             outcome.folder = self._folder.latest_attempt(trial.id)
-            if outcome.folder:
-                self._read_curve(outcome, outcome.folder)
+            for attempt in self._folder.attempts(trial.id):
+                self._read_curve(outcome, attempt)
             self._display.event("trial_reused", trial=trial.id, score=state.final_score)
 
     def _read_curve(self, outcome: Outcome, folder: Path) -> None:
@@ -150,6 +151,8 @@ class Controller:
         job = self._engine.job(dict(trial.config), paths)
         outcome = self.outcomes[trial.id]
         outcome.state, outcome.folder = "starting", folder.path
+        for earlier in self._folder.attempts(trial.id)[:-1]:
+            self._read_curve(outcome, earlier)
         params, tags = self._facts(trial)
         folder.write_spec(trial, job, tags)
         self._ledger.append("attempt_started", trial=trial.id, attempt=folder.number, data={"folder": str(folder.path)})
@@ -191,6 +194,7 @@ class Controller:
             outcome.state = "running"
             r.folder.write_status("running")
         outcome.curve.add(p)
+        r.stepped = True
         if p.step_s:
             r.steps_s = [*r.steps_s[-19:], p.step_s]
         self._tracker.metrics(outcome.trial.id, p.step, p.metrics, time.time())
@@ -217,7 +221,7 @@ class Controller:
     def _end(self, r: _Running, ended: Exit) -> None:
         outcome, curve = r.outcome, r.outcome.curve
         outcome.elapsed_s = time.time() - r.started
-        complete = ended.reason == "exit" and ended.code == 0 and curve.step is not None
+        complete = ended.reason == "exit" and ended.code == 0 and r.stepped
         outcome.state = (
             "finished"
             if complete

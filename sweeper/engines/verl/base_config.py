@@ -66,4 +66,5 @@ def load(model_engine: str) -> dict[str, Any]:
         ) from None
     if not isinstance(config, dict):
         raise RequestError(Problem(f"{path} is not a mapping: the installation of verl is damaged", key="engine"))
-    return config
+    # verl's own compose has it; the flat files leave it out.
+    return {**config, "model_engine": model_engine}

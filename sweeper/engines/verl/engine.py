@@ -24,12 +24,12 @@ class VerlEngine:
     def bind(self, config: Config, explicit: Mapping[str, Any], shape: Shape) -> list[Problem]:
         """Write our names, the cluster, the model and the data into verl's keys, in place."""
         typed = {key.lstrip("+~"): value for key, value in explicit.items()}
-        problems = names.bind(config, explicit)
         if shape.device == "cpu":
             _lay(config, overlay(), typed)
+        problems = names.bind(config, typed)  # after the overlay, whose defaults give way to a typed `tp`
         _bind_cluster(config, typed, shape)
         _bind_model(config)
-        problems += _bind_data(config, typed)
+        _bind_data(config, typed)
         _bind_logger(config, typed)
         if "trainer.project_name" not in typed:
             config["trainer"]["project_name"] = config["project"]
@@ -108,13 +108,13 @@ def _bind_model(config: Config) -> None:
         config["critic"]["model"]["path"] = str(folder)
 
 
-def _bind_data(config: Config, typed: Mapping[str, Any]) -> list[Problem]:
-    """The environment's files and reward; the user's own where data.train_files was typed."""
-    if "data.train_files" in typed:
-        return []
-    problems = environments.check(config)
-    if problems:
-        return problems
+def _bind_data(config: Config, typed: Mapping[str, Any]) -> None:
+    """The environment's files and reward; the user's own where data.train_files was typed.
+
+    Where the environment is wrong verl's default stays, and the rules name what is wrong, beside all else.
+    """
+    if "data.train_files" in typed or environments.check(config):
+        return
     files = environments.resolve(config)
     data, reward = config["data"], config["reward"]["custom_reward_function"]
     data["train_files"] = str(files.train)
@@ -122,7 +122,6 @@ def _bind_data(config: Config, typed: Mapping[str, Any]) -> list[Problem]:
         data["val_files"] = str(files.val)
     if files.reward and not any(t.startswith(("reward.custom_reward", "custom_reward")) for t in typed):
         reward["path"], reward["name"] = str(files.reward), files.reward_name
-    return []
 
 
 def _bind_logger(config: Config, typed: Mapping[str, Any]) -> None:

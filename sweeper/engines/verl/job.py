@@ -208,17 +208,18 @@ def overrides(trainer: Config) -> list[str]:
     """
     base = load(MODEL_ENGINE.get(trainer["actor_rollout_ref"]["actor"]["strategy"], "dp"))
     known = dict(_leaves(base))
-    typed = [(k, v) for k, v in _leaves(trainer) if not (isinstance(known.get(k), str) and "${" in known[k])]
-    derived = OmegaConf.create(base)
-    for key, value in typed:
-        OmegaConf.update(derived, key, value, force_add=True)
-    resolved: Any = OmegaConf.to_container(derived, resolve=True, throw_on_missing=False)
-    defaults = dict(_leaves(resolved))
-    lines = [f"{key}={_value(value)}" for key, value in typed if key in known and known[key] != value]
-    lines += [
-        f"{k}={_value(v)}" for k, v in _leaves(trainer) if k in known and k not in dict(typed) and defaults[k] != v
+    derived = tuple(k for k, v in known.items() if isinstance(v, str) and "${" in v)
+    follows: Any = OmegaConf.create(base)
+    own = [
+        (k, v) for k, v in _leaves(trainer) if k not in derived and not k.startswith(tuple(f"{d}." for d in derived))
     ]
-    return sorted(lines) + [f"+{key}={_value(value)}" for key, value in typed if key not in known]
+    for key, value in own:
+        OmegaConf.update(follows, key, value, force_add=True)
+    follows = dict(_leaves(OmegaConf.to_container(follows, resolve=True, throw_on_missing=False)))
+    differ = [(k, v) for k, v in own if k in known and known[k] != v]
+    differ += [(k, v) for k, v in _leaves(trainer) if k in derived and k in follows and follows[k] != v]
+    added = [(k, v) for k, v in own if k not in known]
+    return [f"{k}={_value(v)}" for k, v in sorted(differ)] + [f"+{k}={_value(v)}" for k, v in added]
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

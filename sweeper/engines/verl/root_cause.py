@@ -1,8 +1,231 @@
-"""Why a verl run failed, from its log."""
+"""Why a verl run failed: the user's real error first, out of a log that repeats, wraps and interleaves it.
+
+Guarantees: at most a dozen lines, empty only for a log in which nothing looks like an error; pure text, so that it also
+works on a log from another machine; seconds at most for the tail that a controller hands over.
+
+verl and Ray make the cause hard to see. A line of a worker is prefixed with its actor and process, and lines of several
+workers mix. An exception crosses processes as `RayTaskError(X)`, whose text holds the remote traceback. A reward that
+raises is logged and swallowed by the agent loop, and the run ends later, elsewhere, with another error. A worker that is
+killed shows up as somebody else's `ActorDiedError`. So the log is split by process, every exception is collected with
+its frames, consequences are told from causes, and equal ones are counted.
+"""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+MOST_LINES = 12
+MOST_CHARACTERS = 500
+"""Of one line: an exception may print a whole batch."""
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_PREFIX = re.compile(r"^\((?P<who>[\w.:<>-]*) ?(?P<process>pid=\d+(?:, ip=[\d.]+)?)\) ?")
+_RAYLET = re.compile(r"^\((raylet|autoscaler)[^)]*\) ?")
+_FRAME = re.compile(r'^\s+File "(?P<file>[^"]+)", line (?P<line>\d+)(?:, in (?P<function>\S+))?')
+_RAISED = re.compile(
+    r"^(?P<type>(?:[A-Za-z_]\w*\.)*[A-Za-z_]*(?:Error|Exception|Exit|Interrupt|NotFound|Unavailable))(?:: (?P<message>.*))?$"
+)
+_REMOTE = re.compile(r"^(?:ray\.exceptions\.)?RayTaskError(?:\([\w.]+\))?: ray::(?P<what>\S+)")
+_MISC = re.compile(r"^(?:ray\.exceptions\.)?RayTaskError(?:\([\w.]+\))?:")
+_LOGGED = re.compile(r"^(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)[: ]|^\d{4}-\d\d-\d\d |^Error executing job")
+_UNDERLINE = re.compile(r"^\s*[\^~]+\s*$")
+_NOT_THEIRS = re.compile(r"site-packages/|/lib/python3[\d.]*/|^<|/sweeper/engines/verl/cpu/")
+_VERL = re.compile(r"site-packages/(verl/.*)$")
+
+_CONSEQUENCE = re.compile(
+    r"ActorDiedError|ActorUnavailableError|WorkerCrashedError|GetTimeoutError|OwnerDiedError|ObjectLostError|CancelledError"
+    r"|terminal groups with no materializable|Aborted groups|BrokenPipeError|ConnectionResetError|EOFError"
+    r"|DistBackendError|Connection closed by peer|KeyboardInterrupt|SystemExit|TCPStore"
+)
+"""What happens to others when something else fails: never the cause while there is another candidate."""
+_HARMLESS = re.compile(
+    r"UserWarning|FutureWarning|DeprecationWarning|Exception ignored in|is not available: ModuleNotFoundError"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sign:
+    """Something that names a cause by itself, wherever it stands."""
+
+    pattern: re.Pattern[str]
+    says: str
+    """What it means, in one line; empty: the line itself says it."""
+
+
+_SIGNS = (
+    _Sign(
+        re.compile(r"OutOfMemoryError|CUDA out of memory|HIP out of memory"),
+        "the GPU ran out of memory: smaller micro-batches, actor.fsdp_config.optimizer_offload=true, or a lower "
+        "rollout.gpu_memory_utilization",
+    ),
+    _Sign(
+        re.compile(r"No space left on device|Errno 28\b|Disk quota exceeded|PytorchStreamWriter failed writing"),
+        "the disk is full: free space where the sweep's store is, or fewer checkpoints (trainer.save_freq, "
+        "trainer.max_actor_ckpt_to_keep)",
+    ),
+    _Sign(
+        re.compile(r"OutOfMemoryError: Task was killed|low on memory|running low on memory|memory used by this worker"),
+        "the machine ran out of memory: fewer trials at once (max_concurrent) or smaller batches",
+    ),
+    _Sign(re.compile(r"No space left on device.*/dev/shm|/dev/shm.*(?:full|too small|not enough)"), "/dev/shm is full"),
+    _Sign(re.compile(r"^(?:Fatal Python error|Segmentation fault|Bus error)"), "a process crashed"),
+    _Sign(re.compile(r"CUDA error: |NCCL error|nvidia-smi has failed|no CUDA-capable device"), ""),
+)
+_PLAIN = re.compile(
+    r"^(?:Could not override|Key '.*' is not in struct|Error merging|Missing mandatory value|In '.*': |Cannot find primary config"
+    r"|Primary config|ConfigAttributeError|.*: No module named |bash: |/bin/\w+: |sweeper: |fork server: .* is not preloaded)"
+)
+"""Errors that come without a traceback."""
+
+
+@dataclass(slots=True)
+class _Raised:
+    """One exception that was printed."""
+
+    type: str
+    message: str
+    frames: list[tuple[str, int, str]]
+    who: str
+    at: int
+    """Line of the log."""
+    more: list[str] = field(default_factory=list)
+    """Lines of a message that has several."""
+
+    @property
+    def text(self) -> str:
+        """As Python prints it."""
+        return f"{self.type.rsplit('.', 1)[-1]}: {self.message}" if self.message else self.type
+
+    @property
+    def kind(self) -> tuple[str, str, tuple[str, int] | None]:
+        """Equal for what is the same error on other data: numbers and quoted values are left out of the message."""
+        place = self.place
+        blurred = re.sub(r"'[^']*'|\"[^\"]*\"|\d+", "", self.message)
+        return self.type, blurred, place[:2] if place else None
+
+    @property
+    def place(self) -> tuple[str, int, str] | None:
+        """The innermost frame of the user's own code, else of verl's, else of any."""
+        for wanted in (lambda f: not _NOT_THEIRS.search(f), lambda f: bool(_VERL.search(f)), lambda _: True):
+            for frame in reversed(self.frames):
+                if wanted(frame[0]):
+                    return frame
+        return None
+
 
 def find(log: str) -> list[str]:
-    """The lines that say why, most telling first."""
-    return [line for line in log.splitlines() if "Error" in line][-1:]
+    """The lines that say why, most telling first; at most a dozen."""
+    raised, signs, plain = _read(log)
+    cause = _cause(raised)
+    lines: list[str] = []
+    if cause is not None:
+        lines += _tell(cause, raised)
+    for sign, line in signs:
+        if sign.says and sign.says not in lines:
+            # A sign outranks the exception only where the exception is no cause itself.
+            if cause is None or _CONSEQUENCE.search(cause.text):
+                lines.insert(0, line)
+            lines.append(sign.says)
+    if cause is None or _CONSEQUENCE.search(cause.text):
+        lines = [*plain[-3:], *lines]
+    if not lines:
+        lines = [line for line in log.splitlines() if line.strip()][-3:]
+    return [_short(line) for line in dict.fromkeys(lines)][:MOST_LINES]
+
+
+def _read(log: str) -> tuple[list[_Raised], list[tuple[_Sign, str]], list[str]]:
+    """Every exception in the order it was printed; signs with their lines; errors without a traceback."""
+    raised: list[_Raised] = []
+    frames: dict[str, list[tuple[str, int, str]]] = {}
+    last: dict[str, _Raised | None] = {}
+    signs: list[tuple[_Sign, str]] = []
+    plain: list[str] = []
+    for number, raw in enumerate(log.splitlines()):
+        line = _ANSI.sub("", raw).rstrip()
+        prefix = _PREFIX.match(line) or _RAYLET.match(line)
+        stream = prefix.group(0) if prefix else ""
+        who = prefix.groupdict().get("who", "raylet") if prefix else ""
+        text = line[prefix.end() :] if prefix else line
+        if not text or _HARMLESS.search(text):
+            last[stream] = None
+            continue
+        for sign in _SIGNS:
+            if sign.pattern.search(text):
+                signs.append((sign, text))
+        if frame := _FRAME.match(text):
+            frames.setdefault(stream, []).append((frame["file"], int(frame["line"]), frame["function"] or ""))
+            last[stream] = None
+        elif text.startswith("Traceback (most recent call last)") or _MISC.match(text):
+            # After `RayTaskError(X): ray::actor.method()` comes the remote traceback: its frames, not those so far.
+            frames[stream] = []
+            last[stream] = None
+        elif found := _RAISED.match(text):
+            event = _Raised(found["type"], found["message"] or "", frames.pop(stream, []), who or "", number)
+            raised.append(event)
+            last[stream] = event
+        elif _LOGGED.match(text):
+            last[stream] = None
+        elif (event_now := last.get(stream)) is not None and not _UNDERLINE.match(text) and len(event_now.more) < 8:
+            event_now.more.append(text.strip())
+        elif _PLAIN.match(text):
+            plain.append(text)
+    return raised, signs, plain
+
+
+def _cause(raised: list[_Raised]) -> _Raised | None:
+    """The last exception ended the run, unless it is the consequence of an earlier one: then the first of the most
+    frequent others, nearest to the end."""
+    if not raised:
+        return None
+    end = raised[-1]
+    if not _CONSEQUENCE.search(end.text):
+        return _first(end, raised)
+    causes = [r for r in raised if not _CONSEQUENCE.search(r.text)]
+    if not causes:
+        return _first(end, raised)
+    return _first(causes[-1], causes)
+
+
+def _first(event: _Raised, among: Iterable[_Raised]) -> _Raised:
+    """The first of its kind that has frames: later copies were passed on by others."""
+    same = [r for r in among if r.kind == event.kind or (r.type == event.type and r.message == event.message)]
+    return next((r for r in same if r.frames), event)
+
+
+def _tell(cause: _Raised, raised: list[_Raised]) -> list[str]:
+    if died := _died(cause):
+        lines = [died]
+    else:
+        lines = [cause.text, *(f"  {line}" for line in cause.more[:3])]
+    if place := cause.place:
+        file, line, function = place
+        shown = found.group(1) if (found := _VERL.search(file)) else file
+        lines.append(f"  at {shown}:{line}" + (f" in {function}" if function else ""))
+    same = [r for r in raised if r.kind == cause.kind]
+    if len(same) > 1 and len({r.message for r in same}) > 1:
+        lines.append(f"  {len(same)} times in the log, the first by {cause.who or 'the trainer'}")
+    end = raised[-1]
+    if end.kind != cause.kind and end.text != cause.text:
+        lines.append(f"it ended the run as {end.text}")
+    others = Counter(r.text for r in raised if r.kind not in (cause.kind, end.kind) and not _CONSEQUENCE.search(r.text))
+    lines += [f"also: {text}" for text, _ in others.most_common(2)]
+    return lines
+
+
+def _died(cause: _Raised) -> str:
+    """Ray's ten lines on a dead worker as one."""
+    if not cause.type.endswith("ActorDiedError"):
+        return ""
+    facts = dict(line.split(": ", 1) for line in cause.more if ": " in line)
+    who = facts.get("class_name", "").rsplit(".", 1)[-1] or "one of verl's processes"
+    return (
+        f"a worker process ended without a word of its own: {who}, pid {facts.get('pid', 'unknown')}; it was killed "
+        "(by the kernel when memory runs out, or by hand), or it crashed"
+    )
+
+
+def _short(line: str) -> str:
+    return line if len(line) <= MOST_CHARACTERS else f"{line[:MOST_CHARACTERS]}..."

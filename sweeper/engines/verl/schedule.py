@@ -15,6 +15,10 @@ from sweeper.environments import rows
 from sweeper.models import facts
 
 
+NOT_BOUND = "~/data/rlhf/gsm8k/train.parquet"
+"""verl's default of data.train_files: what is left where no environment could be bound."""
+
+
 def pools(config: Config) -> list[tuple[int, int]]:
     """(nodes, GPUs per node) of each pool that verl makes: trainer, then those of their own.
 
@@ -66,6 +70,8 @@ def training_rows(config: Config) -> int | None:
     """Rows to train on before verl leaves out prompts that are too long; None where the file is not there yet and
     nothing tells."""
     names = files(config["data"]["train_files"])
+    if names == [NOT_BOUND]:
+        return None
     total: int | None = 0
     for name in names:
         path = Path(name).expanduser()
