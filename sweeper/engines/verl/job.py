@@ -21,7 +21,6 @@ from sweeper.engines.base import AttemptPaths, Config, Gang, Job
 from sweeper.engines.verl import preload, schedule
 from sweeper.engines.verl.base_config import load
 from sweeper.engines.verl.cpu import environment as cpu_environment
-from sweeper.models import facts
 
 OURS = frozenset(
     (
@@ -98,7 +97,7 @@ def _preloaded(config: Config) -> tuple[str, ...]:
         or config["ray_kwargs"]["ray_init"]["runtime_env"]["py_executable"]
     ):
         return ()
-    architecture, _ = facts.describe(config)
+    architecture, _ = schedule.described(config)
     return preload.modules(architecture.model_type if architecture else "")
 
 
@@ -215,9 +214,10 @@ def overrides(trainer: Config) -> list[str]:
     ]
     for key, value in own:
         OmegaConf.update(follows, key, value, force_add=True)
-    follows = dict(_leaves(OmegaConf.to_container(follows, resolve=True, throw_on_missing=False)))
+    resolved: Any = OmegaConf.to_container(follows, resolve=True, throw_on_missing=False)
+    defaults = dict(_leaves(resolved))
     differ = [(k, v) for k, v in own if k in known and known[k] != v]
-    differ += [(k, v) for k, v in _leaves(trainer) if k in derived and k in follows and follows[k] != v]
+    differ += [(k, v) for k, v in _leaves(trainer) if k in derived and k in defaults and defaults[k] != v]
     added = [(k, v) for k, v in own if k not in known]
     return [f"{k}={_value(v)}" for k, v in sorted(differ)] + [f"+{k}={_value(v)}" for k, v in added]
 

@@ -5,9 +5,9 @@ works on a log from another machine; seconds at most for the tail that a control
 
 verl and Ray make the cause hard to see. A line of a worker is prefixed with its actor and process, and lines of several
 workers mix. An exception crosses processes as `RayTaskError(X)`, whose text holds the remote traceback. A reward that
-raises is logged and swallowed by the agent loop, and the run ends later, elsewhere, with another error. A worker that is
-killed shows up as somebody else's `ActorDiedError`. So the log is split by process, every exception is collected with
-its frames, consequences are told from causes, and equal ones are counted.
+raises is logged and swallowed by the agent loop, and the run ends later, elsewhere, with another error. A worker
+that is killed shows up as somebody else's `ActorDiedError`. So the log is split by process, every exception is
+collected with its frames, consequences are told from causes, and equal ones are counted.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _PREFIX = re.compile(r"^\((?P<who>[\w.:<>-]*) ?(?P<process>pid=\d+(?:, ip=[\d.]+
 _RAYLET = re.compile(r"^\((raylet|autoscaler)[^)]*\) ?")
 _FRAME = re.compile(r'^\s+File "(?P<file>[^"]+)", line (?P<line>\d+)(?:, in (?P<function>\S+))?')
 _RAISED = re.compile(
-    r"^(?P<type>(?:[A-Za-z_]\w*\.)*[A-Za-z_]*(?:Error|Exception|Exit|Interrupt|NotFound|Unavailable))(?:: (?P<message>.*))?$"
+    r"^(?P<type>(?:[A-Za-z_]\w*\.)*[A-Za-z_]*(?:Error|Exception|Exit|Interrupt|NotFound|Unavailable))"
+    r"(?:: (?P<message>.*))?$"
 )
-_REMOTE = re.compile(r"^(?:ray\.exceptions\.)?RayTaskError(?:\([\w.]+\))?: ray::(?P<what>\S+)")
-_MISC = re.compile(r"^(?:ray\.exceptions\.)?RayTaskError(?:\([\w.]+\))?:")
+_REMOTE = re.compile(r"^(?:ray\.exceptions\.)?RayTaskError(?:\([\w.]+\))?:")
 _LOGGED = re.compile(r"^(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)[: ]|^\d{4}-\d\d-\d\d |^Error executing job")
 _UNDERLINE = re.compile(r"^\s*[\^~]+\s*$")
 _NOT_THEIRS = re.compile(r"site-packages/|/lib/python3[\d.]*/|^<|/sweeper/engines/verl/cpu/")
@@ -75,8 +75,8 @@ _SIGNS = (
     _Sign(re.compile(r"CUDA error: |NCCL error|nvidia-smi has failed|no CUDA-capable device"), ""),
 )
 _PLAIN = re.compile(
-    r"^(?:Could not override|Key '.*' is not in struct|Error merging|Missing mandatory value|In '.*': |Cannot find primary config"
-    r"|Primary config|ConfigAttributeError|.*: No module named |bash: |/bin/\w+: |sweeper: |fork server: .* is not preloaded)"
+    r"^(?:Could not |Key '.*' is not in struct|Error merging|Missing mandatory value|In '.*': |Cannot find primary"
+    r"|Primary config|.*: No module named |bash: |/bin/\w+: |sweeper: |fork server: .* is not preloaded)"
 )
 """Errors that come without a traceback."""
 
@@ -109,11 +109,10 @@ class _Raised:
     @property
     def place(self) -> tuple[str, int, str] | None:
         """The innermost frame of the user's own code, else of verl's, else of any."""
-        for wanted in (lambda f: not _NOT_THEIRS.search(f), lambda f: bool(_VERL.search(f)), lambda _: True):
-            for frame in reversed(self.frames):
-                if wanted(frame[0]):
-                    return frame
-        return None
+        inward = list(reversed(self.frames))
+        own = [frame for frame in inward if not _NOT_THEIRS.search(frame[0])]
+        verls = [frame for frame in inward if _VERL.search(frame[0])]
+        return next(iter([*own, *verls, *inward]), None)
 
 
 def find(log: str) -> list[str]:
@@ -152,13 +151,11 @@ def _read(log: str) -> tuple[list[_Raised], list[tuple[_Sign, str]], list[str]]:
         if not text or _HARMLESS.search(text):
             last[stream] = None
             continue
-        for sign in _SIGNS:
-            if sign.pattern.search(text):
-                signs.append((sign, text))
+        signs += [(sign, text) for sign in _SIGNS if sign.pattern.search(text)]
         if frame := _FRAME.match(text):
             frames.setdefault(stream, []).append((frame["file"], int(frame["line"]), frame["function"] or ""))
             last[stream] = None
-        elif text.startswith("Traceback (most recent call last)") or _MISC.match(text):
+        elif text.startswith("Traceback (most recent call last)") or _REMOTE.match(text):
             # After `RayTaskError(X): ray::actor.method()` comes the remote traceback: its frames, not those so far.
             frames[stream] = []
             last[stream] = None

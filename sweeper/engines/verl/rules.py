@@ -16,7 +16,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from sweeper import environments
+from sweeper import environments, models
 from sweeper.engines.base import Config, Shape
 from sweeper.engines.verl import schedule
 from sweeper.engines.verl.cpu import ROLLOUT
@@ -131,7 +131,7 @@ class Context:
 
     @cached_property
     def model_facts(self) -> tuple[facts.Architecture | None, list[Problem]]:
-        return facts.describe(self.config)
+        return schedule.described(self.config)
 
     @cached_property
     def arch(self) -> facts.Architecture | None:
@@ -878,7 +878,7 @@ def model(c: Context) -> Iterator[Problem]:
             yield Problem(
                 "critic.model.path is empty", fix=f"critic.model.path={c.model['path']}", key="critic.model.path"
             )
-        elif not (c.config["model"].get("build") and not Path(str(path)).exists()):
+        elif Path(str(path)) != models.build_folder(c.config):
             yield from (
                 Problem(p.what.replace("model path", "critic.model.path"), p.valid, "", "critic.model.path", p.source)
                 for p in facts.at(str(path))[1]
@@ -1103,8 +1103,8 @@ RULES: tuple[Rule, ...] = (
     training_world, batch_over_ranks, mini_batch, mini_batch_over_ranks, mini_batches_in_batch, micro_batch_given,
     micro_batch_legacy, micro_batch_divides, dynamic_batches_agree, token_budget, rollout_name, rollout_on_cpu,
     rollout_parallel, rollout_world, rollout_nodes, heads, sequence_parallel, lora, lengths, temperature, validation,
-    environment, data_files, rows_for_a_batch, steps, reward_file, separate_async, separate_pools, all_pools, filter_groups,
-    resume_path, own_ray,
+    environment, data_files, rows_for_a_batch, steps, reward_file, separate_async, separate_pools, all_pools,
+    filter_groups, resume_path, own_ray,
 )  # fmt: skip
 
 

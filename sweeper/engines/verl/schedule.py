@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sweeper import environments
+from sweeper import environments, models
 from sweeper.engines.base import Config, Workload
 from sweeper.environments import rows
+from sweeper.errors import Problem
 from sweeper.models import facts
-
 
 NOT_BOUND = "~/data/rlhf/gsm8k/train.parquet"
 """verl's default of data.train_files: what is left where no environment could be bound."""
@@ -101,11 +101,19 @@ def total_steps(config: Config) -> int | None:
     return min(known) if known else None
 
 
+def described(config: Config) -> tuple[facts.Architecture | None, list[Problem]]:
+    """The facts of the model and what is wrong with its path; a model that we build need not be built yet."""
+    folder = models.build_folder(config)
+    if folder is not None and config["actor_rollout_ref"]["model"]["path"] == str(folder):
+        return facts.Architecture.from_facts(config["model"]["arch"]), []
+    return facts.describe(config)
+
+
 def workload(config: Config) -> Workload:
     """How much the config computes."""
     data, rollout = config["data"], config["actor_rollout_ref"]["rollout"]
     correction: Mapping[str, Any] = config["algorithm"].get("rollout_correction") or {}
-    architecture, _ = facts.describe(config)
+    architecture, _ = described(config)
     return Workload(
         steps=total_steps(config) or 0,
         responses_per_step=int(data["train_batch_size"]) * int(rollout["n"]),
