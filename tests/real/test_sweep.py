@@ -1,0 +1,229 @@
+"""The commands a user types, as processes, with real verl on the CPU, read back from the records and from MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.real
+
+ROOT = Path(__file__).resolve().parents[2]
+SWEEP = [sys.executable, str(ROOT / "sweep.py")]
+SHORT = ["trainer.total_training_steps=2", "trainer.test_freq=1", "trainer.save_freq=1"]
+
+
+def sweep(folder: Path, *overrides: str, timeout: float = 500) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*SWEEP, *overrides], cwd=folder, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def left_over(folder: Path) -> list[str]:
+    """Processes that work in the folder or carry its name, after a moment for the kernel."""
+    found: list[str] = []
+    for _ in range(20):
+        found = []
+        for process in psutil.process_iter():
+            try:
+                where = [process.cwd(), *process.cmdline(), *process.environ().values()]
+            except psutil.Error:
+                continue
+            if process.pid != os.getpid() and any(str(folder) in w for w in where):
+                found.append(f"{process.pid} {process.name()}")
+        if not found:
+            break
+        time.sleep(0.5)
+    return found
+
+
+def wait_for(path: Path, text: str, process: subprocess.Popen[Any], timeout: float = 240) -> None:
+    deadline = time.monotonic() + timeout
+    while text not in (path.read_text() if path.exists() else ""):
+        assert process.poll() is None, path.read_text()
+        assert time.monotonic() < deadline, path.read_text()
+        time.sleep(0.2)
+
+
+def status(folder: Path, trial: str, attempt: int = 1) -> dict[str, Any]:
+    path = next((folder / "runs").glob(f"*/trials/{trial}/attempt-{attempt}/status.json"))
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.CompletedProcess[str]]]:
+    """The main command of the README, with every default."""
+    folder = tmp_path_factory.mktemp("demo")
+    yield folder, sweep(folder, "-m", "algorithm=grpo,ppo")
+    shutil.rmtree(folder)
+
+
+class TestTheMainCommand:
+    def test_both_algorithms_learn_clearly_in_the_default_budget(self, demo: Any) -> None:
+        folder, done = demo
+        assert done.returncode == 0, done.stdout + done.stderr
+        for trial in ("000", "001"):
+            found = status(folder, trial)
+            assert found["state"] == "finished"
+            assert 0.1 < found["first_score"] < 0.4, "a start with signal and room"
+            assert found["final_score"] > found["first_score"] + 0.15, found
+
+    def test_the_screen_says_what_came_out_and_where_it_is(self, demo: Any) -> None:
+        folder, done = demo
+        assert "algorithm=grpo" in done.stdout
+        assert f"records  {next((folder / 'runs').iterdir())}" in done.stdout
+        assert "mlflow ui" in done.stdout
+        assert "\x1b" not in done.stdout, "no terminal codes where there is no terminal"
+        assert "Traceback" not in done.stdout + done.stderr
+
+    def test_mlflow_has_a_parent_with_two_children_side_by_side(self, demo: Any) -> None:
+        folder, _ = demo
+        from mlflow import MlflowClient
+
+        client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+        experiment = client.get_experiment_by_name("sweeper")
+        assert experiment is not None
+        runs = client.search_runs([experiment.experiment_id])
+        children = {r.data.params["algorithm"]: r for r in runs if "mlflow.parentRunId" in r.data.tags}
+        parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+        assert set(children) == {"grpo", "ppo"}
+        assert len(parents) == 1
+        for name, run in children.items():
+            assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
+            assert run.info.status == "FINISHED"
+            assert run.data.params["actor_rollout_ref.actor.optim.lr"] == run.data.params["lr"]
+            rewards = client.get_metric_history(run.info.run_id, "critic/rewards/mean")
+            assert [m.step for m in rewards] == list(range(1, 31)), name
+            artifacts = {a.path for a in client.list_artifacts(run.info.run_id)}
+            assert {"trainer.yaml", "command.sh", "spec.json", "status.json"} <= artifacts
+
+    def test_nothing_stays_running(self, demo: Any) -> None:
+        folder, _ = demo
+        assert left_over(folder) == []
+
+    def test_the_recorded_script_runs_the_trial_again_by_hand(self, demo: Any, tmp_path: Path) -> None:
+        folder, _ = demo
+        script = next((folder / "runs").glob("*/trials/000/attempt-1/command.sh"))
+        before = (script.parent / "metrics.jsonl").read_bytes()
+        done = subprocess.run(
+            [str(script), "trainer.total_training_steps=1"],
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"], "HOME": os.environ["HOME"]},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert (script.parent / "metrics.jsonl").read_bytes() == before, "the record is not touched"
+        lines = [json.loads(s) for p in tmp_path.rglob("metrics.jsonl") for s in p.read_text().splitlines()]
+        recorded = [json.loads(s) for s in before.decode().splitlines()]
+        key = "critic/rewards/mean"
+        first = next(r["data"][key] for r in recorded if r["step"] == 1)
+        assert [r["data"][key] for r in lines if r["step"] == 1] == [first], "and it computes the very same"
+
+
+def test_a_reward_that_raises_fails_its_trial_with_the_cause_and_no_other(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text(
+        "import os, pathlib\n"
+        "def score(data_source, solution_str, ground_truth, extra_info=None, **kw):\n"
+        "    if extra_info['split'] == 'train':\n"
+        "        raise ValueError(f'no rule for the answer {ground_truth}')\n"
+        "    return 0.0\n"
+    )
+    done = sweep(
+        tmp_path,
+        "-m",
+        "+reward.custom_reward_function.name=compute_score,score",
+        *SHORT,
+        f"reward.custom_reward_function.path={tmp_path}/both.py",
+    )
+    # One file with a good and a bad function, so that the two trials differ in nothing else.
+    assert done.returncode == 2, "the file is missing: said before anything starts"
+    assert "both.py" in done.stderr
+    good = "def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kw):\n    return 1.0\n"
+    (tmp_path / "both.py").write_text((tmp_path / "bad.py").read_text() + good)
+    done = sweep(
+        tmp_path,
+        "-m",
+        "reward.custom_reward_function.name=compute_score,score",
+        f"reward.custom_reward_function.path={tmp_path}/both.py",
+        *SHORT,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert status(tmp_path, "000")["state"] == "finished"
+    failed = status(tmp_path, "001")
+    assert failed["state"] == "failed"
+    assert any("no rule for the answer" in line for line in failed["root_cause"][:2]), failed["root_cause"]
+    assert "no rule for the answer" in done.stdout
+    assert "Traceback" not in done.stdout
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("sweeper")
+    assert experiment is not None
+    states = {r.data.tags.get("sweeper.trial"): r.info.status for r in client.search_runs([experiment.experiment_id])}
+    assert (states["000"], states["001"]) == ("FINISHED", "FAILED")
+
+
+def test_ctrl_c_stops_gently_and_resume_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
+    out = tmp_path / "out.txt"
+    command = [*SWEEP, "name=s", "trainer.total_training_steps=6", "trainer.test_freq=1", "trainer.save_freq=1"]
+    with out.open("w") as stream:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=stream, stderr=stream)
+        wait_for(out, "step 2 of 6", process)
+        process.send_signal(signal.SIGINT)
+        code = process.wait(timeout=30)
+    assert code == 1
+    assert "sweeper resume s" in out.read_text()
+    assert "Traceback" not in out.read_text()
+    assert left_over(tmp_path) == []
+    assert status(tmp_path, "000")["state"] == "stopped"
+
+    done = subprocess.run(
+        [sys.executable, "-m", "sweeper.cli.main", "resume", "s"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert status(tmp_path, "000", attempt=2)["step"] == 6
+    lines = (tmp_path / "runs/s/trials/000/attempt-2/metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines if "critic/rewards/mean" in line]
+    assert steps[0] > 1, "it did not start over"
+    assert steps[-1] == 6
+
+
+def test_sigkill_of_the_controller_leaves_nothing_running(tmp_path: Path) -> None:
+    out = tmp_path / "out.txt"
+    with out.open("w") as stream:
+        process = subprocess.Popen([*SWEEP, "name=k", *SHORT], cwd=tmp_path, stdout=stream, stderr=stream)
+        wait_for(out, "started", process)
+        time.sleep(3)  # its Ray cluster is coming up
+        process.kill()
+        process.wait()
+    assert left_over(tmp_path) == []
+
+
+def test_json_output_is_nothing_but_events(tmp_path: Path) -> None:
+    done = sweep(tmp_path, "--json", "algorithm=rloo", "trainer.total_training_steps=1", "tracking=none")
+    assert done.returncode == 0, done.stdout + done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    kinds = [e["event"] for e in events]
+    assert kinds[-1] == "sweep_ended"
+    assert {"sweep_started", "trial_started", "progress", "trial_ended"} <= set(kinds)
+    assert events[-1]["trials"][0]["state"] == "finished"
