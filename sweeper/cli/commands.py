@@ -70,6 +70,15 @@ def status(args: argparse.Namespace) -> int:
     return 0
 
 
+def plot(args: argparse.Namespace) -> int:
+    """`sweeper plot`: validation score and training reward by step."""
+    from sweeper.report.plots import curves
+    from sweeper.trial.records import SweepFolder
+
+    print(curves(SweepFolder.existing(Path(args.store).absolute(), args.name), Path(args.out)))
+    return 0
+
+
 def sync(args: argparse.Namespace) -> int:
     """`sweeper sync`: replay the records into the tracking store."""
     from sweeper.tracking.mlflow import replay

@@ -50,8 +50,17 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--json", action="store_true", help="for machines: one JSON object")
     p.add_argument("--store", default="runs", help="where the records are (default: runs)")
 
+    p = sub.add_parser("plot", help="draw the curves of a sweep")
+    p.add_argument("name", help="the sweep's name")
+    p.add_argument("--out", default="curves.png", help="the picture (default: curves.png)")
+    p.add_argument("--store", default="runs", help="where the records are (default: runs)")
+
     p = sub.add_parser("sync", help="send to MLflow what it has not got yet of a sweep's records")
     p.add_argument("name", help="the sweep's name")
     p.add_argument("--uri", default=None, help="tracking URI (default: the one of the sweep)")
     p.add_argument("--store", default="runs", help="where the records are (default: runs)")
     return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
