@@ -65,7 +65,9 @@ def test_a_good_task_is_used_where_it_lies(task: dict[str, Any], tmp_path: Path)
     assert files.rows == 4 and not files.needs_build
 
 
-def test_relative_paths_are_made_absolute(task: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_are_made_absolute(
+    task: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     files = environments.resolve(config({**task, "train": "train.jsonl", "reward": "reward.py:score"}))
     assert files.train == tmp_path / "train.jsonl" and files.reward == tmp_path / "reward.py"
@@ -179,9 +181,7 @@ def test_without_a_reward_the_rows_need_a_source_that_verl_knows(task: dict[str,
 
 def test_a_thousand_trials_ask_once(task: dict[str, Any], tmp_path: Path) -> None:
     count = tmp_path / "count"
-    (tmp_path / "reward.py").write_text(
-        f"open({str(count)!r}, 'a').write('x')\ndef score(**kwargs): return 0\n"
-    )
+    (tmp_path / "reward.py").write_text(f"open({str(count)!r}, 'a').write('x')\ndef score(**kwargs): return 0\n")
     started = time.monotonic()
     for _ in range(1000):
         assert environments.check(config(task)) == []

@@ -83,9 +83,7 @@ def test_a_critic_is_a_second_model() -> None:
     weights_and_adam = 12 * 7_615_616_512 / 8 / GIB  # of the critic, while the policy is updated
     assert both.train_gib - alone.train_gib == pytest.approx(weights_and_adam, abs=0.01)
     assert both.verdict == "tight"
-    offloaded = of(
-        8, critic__enable=True, critic__fsdp={"param_offload": True, "optimizer_offload": True}
-    )
+    offloaded = of(8, critic__enable=True, critic__fsdp={"param_offload": True, "optimizer_offload": True})
     assert offloaded.rollout_gib == pytest.approx(alone.rollout_gib)
 
 
