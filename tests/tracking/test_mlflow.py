@@ -1,0 +1,392 @@
+"""MLflow read back with its own client: sqlite and a real server, away and back."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeper import engines
+from sweeper.engines.base import Progress
+from sweeper.errors import RequestError, SweeperError
+from sweeper.tracking import replay as replaying
+from sweeper.tracking.mlflow import MlflowTracker, replay
+from sweeper.trial.ledger import Ledger
+
+CONFIG = {
+    "lr": 1e-6,
+    "seed": 1,
+    "model": {"name": "tiny"},
+    "actor": {"optim": {"lr": 1e-6}},
+    "engine": {"name": "fake"},
+}
+
+
+class Sweep:
+    """A sweep's folder and tracker; writes metrics where a trainer would and tells the tracker, as the controller does."""
+
+    def __init__(self, folder: Path, uri: str) -> None:
+        self.folder = folder
+        self.warnings: list[str] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tracker = MlflowTracker(uri, warn=self.warnings.append)
+        self.tracker.sweep_started("s1", "proj", {"sweeper.folder": str(folder)}, {"overrides": "lr=1e-6,2e-6"})
+
+    def start(self, trial: str, attempt: int = 1) -> Path:
+        here = self.folder / "trials" / trial / f"attempt-{attempt}"
+        here.mkdir(parents=True)
+        (here / "spec.json").write_text(json.dumps({"metrics": "metrics.jsonl", "config": CONFIG}))
+        tags = {"sweeper.fingerprint": "f" * 64, "attempt": str(attempt)}
+        self.tracker.trial_started(trial, f"lr={trial}", {"lr": 1e-6, "config": CONFIG}, tags, [here / "spec.json"])
+        return here
+
+    def step(self, here: Path, step: int, **values: float) -> None:
+        measured = {"reward": step / 10, "val/acc@4": 0.5, **values}
+        with (here / "metrics.jsonl").open("a") as out:
+            out.write(json.dumps({"step": step, "data": measured}) + "\n")
+        self.tracker.metrics(here.parent.name, step, measured, time.time())
+
+    def end(self, here: Path, state: str = "finished") -> None:
+        (here / "status.json").write_text(json.dumps({"state": state}))
+        files = [here / "status.json", here / "metrics.jsonl"]
+        self.tracker.trial_ended(here.parent.name, state, {"step": 3, "final_score": 0.5}, files)
+
+
+class FakeEngine:
+    name = "fake"
+
+    def progress(self, line: dict[str, Any], config: dict[str, Any]) -> Progress:
+        return Progress(line["step"], line["data"])
+
+
+@pytest.fixture(autouse=True)
+def _engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "get", lambda name: FakeEngine(), raising=False)
+    assert replaying.__name__
+
+
+@pytest.fixture
+def uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def client(uri: str) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def runs(uri: str) -> dict[str, Any]:
+    """Trial id -> run, of the sweep; the parent under its own name."""
+    reader = client(uri)
+    experiment = reader.get_experiment_by_name("proj")
+    found = reader.search_runs([experiment.experiment_id]) if experiment else []
+    return {r.data.tags.get("sweeper.trial", r.info.run_name): r for r in found}
+
+
+def until(true: Callable[[], Any], seconds: float = 30.0) -> float:
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() - began < seconds, "it did not happen in time"
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+def read_back(uri: str) -> None:
+    """What a person finds after a sweep of two trials."""
+    found = runs(uri)
+    reader = client(uri)
+    parent, first, second = found["s1"], found["000"], found["001"]
+    assert parent.data.tags["sweeper.kind"] == "sweep"
+    assert parent.info.status == "FAILED"
+    for run in (first, second):
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.tags["sweeper.sweep"] == "s1"
+        assert run.data.params["lr"] == "1e-06"
+        assert run.data.params["actor.optim.lr"] == "1e-06"
+        assert run.data.params["model"] == "tiny"
+    assert (first.info.status, first.data.tags["sweeper.state"]) == ("FINISHED", "finished")
+    assert (second.info.status, second.data.tags["sweeper.state"]) == ("FAILED", "failed")
+    assert first.info.run_name == "lr=000"
+    history = reader.get_metric_history(first.info.run_id, "reward")
+    assert [(m.step, m.value) for m in sorted(history, key=lambda m: m.step)] == [(i, i / 10) for i in range(4)]
+    assert first.data.metrics["val/acc_at_4"] == 0.5
+    assert math.isnan(first.data.metrics["odd"])
+    assert first.data.metrics["big"] > 1e300
+    assert first.data.metrics["final_score"] == 0.5
+    names = {a.path for a in reader.list_artifacts(first.info.run_id)}
+    assert names == {"spec.json", "status.json", "metrics.jsonl"}
+
+
+def two_trials(sweep: Sweep) -> None:
+    one, two = sweep.start("000"), sweep.start("001")
+    for i in range(4):
+        sweep.step(one, i, odd=float("nan"), big=float("inf"))
+        sweep.step(two, i)
+    sweep.end(one)
+    sweep.end(two, "failed")
+    sweep.tracker.sweep_ended("failed")
+
+
+def test_sqlite_read_back(uri: str, tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "runs" / "s1", uri)
+    two_trials(sweep)
+    assert sweep.tracker.close(60)
+    assert sweep.warnings == []
+    read_back(uri)
+    assert set(sweep.tracker.run_ids()) == {"000", "001"}
+    assert sweep.tracker.open_command().endswith("mlflow ui")
+    assert (tmp_path / "mlruns").is_dir()
+    assert replay(sweep.folder, None).startswith("2 trials"), "nothing is missing, and that is no error"
+    read_back(uri)
+
+
+def test_what_mlflow_ui_opens_by_default(uri: str, tmp_path: Path) -> None:
+    """The store that a plain `mlflow ui` opens here is the one that we wrote, except beside an old file store."""
+    from mlflow.tracking._tracking_service.utils import _get_default_tracking_uri
+
+    sweep = Sweep(tmp_path / "runs" / "s1", uri)
+    two_trials(sweep)
+    assert sweep.tracker.close(60)
+    assert _get_default_tracking_uri() == "sqlite:///mlflow.db"
+    (tmp_path / "mlruns" / "0").mkdir(exist_ok=True)
+    (tmp_path / "mlruns" / "0" / "meta.yaml").write_text("")
+    assert _get_default_tracking_uri() != "sqlite:///mlflow.db"
+    assert f"--backend-store-uri sqlite:///{tmp_path}/mlflow.db" in sweep.tracker.open_command()
+
+
+def test_metrics_are_in_the_store_within_five_seconds(uri: str, tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "runs" / "s1", uri)
+    here = sweep.start("000")
+    until(lambda: "000" in sweep.tracker.run_ids())
+    run = sweep.tracker.run_ids()["000"]
+    for step in range(3):
+        sweep.step(here, step)
+        latency = until(lambda: step in {m.step for m in client(uri).get_metric_history(run, "reward")})  # noqa: B023
+        assert latency < 5
+    assert runs(uri)["000"].info.status == "RUNNING"
+    sweep.end(here, "stopped")
+    assert sweep.tracker.close(60)
+    assert runs(uri)["000"].info.status == "KILLED"
+
+
+def test_a_later_attempt_goes_on_in_the_same_run(uri: str, tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "runs" / "s1", uri)
+    here = sweep.start("000")
+    for i in range(3):
+        sweep.step(here, i)
+    sweep.end(here, "stopped")
+    assert sweep.tracker.close(60)
+    again = Sweep(tmp_path / "runs" / "s1", uri)  # another process, as after `sweeper resume`
+    here = again.start("000", attempt=2)
+    for i in range(2, 5):
+        again.step(here, i)
+    again.end(here)
+    again.tracker.sweep_ended("finished")
+    assert again.tracker.close(60)
+    found = runs(uri)
+    assert set(found) == {"s1", "000"}, "no second run"
+    assert found["000"].info.status == "FINISHED"
+    assert found["000"].data.tags["attempt"] == "2"
+    steps = [m.step for m in client(uri).get_metric_history(found["000"].info.run_id, "reward")]
+    assert sorted(steps) == [0, 1, 2, 3, 4], "each step once"
+
+
+def test_two_sweeps_share_the_experiment_and_a_reused_name_gets_new_runs(uri: str, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        sweep = Sweep(tmp_path / name / "s1", uri)
+        sweep.end(sweep.start("000"))
+        assert sweep.tracker.close(60)
+    reader = client(uri)
+    experiment = reader.get_experiment_by_name("proj").experiment_id
+    assert len(reader.search_runs([experiment])) == 4
+
+
+def test_a_deleted_experiment_is_restored(uri: str, tmp_path: Path) -> None:
+    reader = client(uri)
+    reader.delete_experiment(reader.create_experiment("proj"))
+    sweep = Sweep(tmp_path / "runs" / "s1", uri)
+    sweep.end(sweep.start("000"))
+    assert sweep.tracker.close(60)
+    assert reader.get_experiment_by_name("proj").lifecycle_stage == "active"
+    assert runs(uri)["000"].info.status == "FINISHED"
+
+
+def test_a_store_that_cannot_be_written_is_said_once_and_synced_later(uri: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    sweep = Sweep(tmp_path / "runs" / "s1", f"sqlite:///{tmp_path}/file/mlflow.db")
+    two_trials(sweep)
+    until(lambda: sweep.warnings)
+    assert not sweep.tracker.close(3)
+    assert len(sweep.warnings) == 1
+    assert "cannot be written" in sweep.warnings[0]
+    assert "training goes on" in sweep.warnings[0]
+    assert "Traceback" not in sweep.warnings[0]
+    with pytest.raises(SweeperError, match="cannot be written"):
+        replay(sweep.folder, None)
+    assert "8 steps were missing" in replay(sweep.folder, uri)
+    read_back(uri)
+    assert "0 steps were missing" in replay(sweep.folder, uri), "again sends nothing"
+    read_back(uri)
+
+
+def test_a_store_removed_while_training(uri: str, tmp_path: Path) -> None:
+    """SQLite goes on writing into the removed file; we notice, make another, and say that something is missing."""
+    sweep = Sweep(tmp_path / "runs" / "s1", uri)
+    one, two = sweep.start("000"), sweep.start("001")
+    for here in (one, two):
+        for i in range(2):
+            sweep.step(here, i, **({"odd": float("nan"), "big": float("inf")} if here is one else {}))
+    until(lambda: len(sweep.tracker.run_ids()) == 2 and not sweep.tracker._box)
+    for path in tmp_path.glob("mlflow.db*"):
+        path.unlink()
+    for here in (one, two):
+        for i in range(2, 4):
+            sweep.step(here, i, **({"odd": float("nan"), "big": float("inf")} if here is one else {}))
+    sweep.end(one)
+    sweep.end(two, "failed")
+    sweep.tracker.sweep_ended("failed")
+    assert not sweep.tracker.close(60), "the first steps are not in the new store"
+    assert "removed or replaced" in sweep.warnings[0]
+    assert "4 steps were missing" in replay(sweep.folder, None)
+    read_back(uri)
+
+
+def test_sync_of_a_killed_controller(uri: str, tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "runs" / "s1", "http://127.0.0.1:9")
+    sweep.step(sweep.start("000"), 0)
+    sweep.tracker._given_up.set()  # as if the process were gone
+    moved = sweep.folder.rename(tmp_path / "moved")
+    ledger = Ledger.open(moved / "ledger.db", create=True)
+    with pytest.raises(RequestError, match="is running"):
+        replay(moved, uri)
+    ledger.close()
+    replay(moved, uri)
+    found = runs(uri)
+    assert found["000"].info.status == found["s1"].info.status == "KILLED"
+    assert found["000"].data.tags["sweeper.state"] == "interrupted"
+    assert {a.path for a in client(uri).list_artifacts(found["000"].info.run_id)} == {"spec.json"}
+
+
+def test_sync_of_a_sweep_without_calls(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="has no tracking.jsonl"):
+        replay(tmp_path, None)
+
+
+def test_secrets_reach_neither_the_spool_nor_mlflow(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    sweep = Sweep(tmp_path / "runs" / "s1", uri)
+    config = {"engine": {"name": "fake", "env": {"WANDB_API_KEY": "0123456789abcdef"}}}
+    sweep.tracker.trial_started("000", "x", {"config": config}, {}, [])
+    assert sweep.tracker.close(60)
+    assert "0123456789abcdef" not in (sweep.folder / "tracking.jsonl").read_text()
+    assert runs(uri)["000"].data.params["engine.env.WANDB_API_KEY"] == "<WANDB_API_KEY>"
+
+
+def test_a_password_in_the_address_is_not_shown(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "runs" / "s1", "http://me:hunter2@127.0.0.1:9")
+    until(lambda: sweep.warnings)
+    sweep.tracker.close(0.1)
+    for text in (*sweep.warnings, sweep.tracker.open_command(), (sweep.folder / "tracking.jsonl").read_text()):
+        assert "hunter2" not in text
+
+
+def test_the_import_and_the_store_are_quiet(tmp_path: Path) -> None:
+    """Nothing of MLflow's reaches the terminal, where the live display is."""
+    code = (
+        "import sys, time; from sweeper.tracking.mlflow import MlflowTracker\n"
+        "assert 'mlflow' not in sys.modules\n"
+        "t = MlflowTracker(None, warn=print); t.sweep_started('s', 'p', {}, {})\n"
+        "t.trial_started('0', 'x', {}, {}, []); t.metrics('0', 1, {'a': 1.0}, time.time())\n"
+        "t.trial_ended('0', 'finished', {}, []); t.sweep_ended('finished'); assert t.close(60)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "mlflow.db").exists()
+
+
+# --- a real server ---
+
+
+class Server:
+    """`mlflow server` on a free port of the loopback."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Server:
+        command = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        stores = ["--backend-store-uri", f"sqlite:///{self.folder}/m.db", "--artifacts-destination", f"{self.folder}/a"]
+        self._log = (self.folder / "server.log").open("a")
+        self._process = subprocess.Popen(
+            [sys.executable, *command, *stores],
+            cwd=self.folder,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        until(self._answers, 120)
+        return self
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            assert self._process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
+            return False
+
+    def __exit__(self, *_: object) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)  # its own session: the server and its workers
+        self._process.wait()
+        self._log.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    yield Server(tmp_path)
+
+
+def test_a_server_read_back_through_a_crash_of_it(server: Server, tmp_path: Path) -> None:
+    """Half of the steps, the server is killed, the rest, the server is back: everything is there, in order."""
+    odd = {"odd": float("nan"), "big": float("inf")}
+    with server:
+        sweep = Sweep(tmp_path / "runs" / "s1", server.uri)
+        one, two = sweep.start("000"), sweep.start("001")
+        for i in range(2):
+            sweep.step(one, i, **odd)
+            sweep.step(two, i)
+        until(lambda: len(sweep.tracker.run_ids()) == 2 and not sweep.tracker._box)
+    for i in range(2, 4):
+        sweep.step(one, i, **odd)
+        sweep.step(two, i)
+    until(lambda: sweep.warnings)
+    assert len(sweep.warnings) == 1
+    assert "no answer" in sweep.warnings[0]
+    with server:
+        sweep.end(one)
+        sweep.end(two, "failed")
+        sweep.tracker.sweep_ended("failed")
+        assert sweep.tracker.close(60), sweep.warnings
+        read_back(server.uri)
+        assert sweep.tracker.open_command().startswith(f"{server.uri}/#/experiments/")
+        assert len(sweep.warnings) == 1
