@@ -117,7 +117,7 @@ def test_a_failure_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     build = raw_gsm8k(tmp_path, "#### 1")
     (tmp_path / "cache").write_text("a file where the folder should be")
-    with pytest.raises(SweeperError, match="could not be built in .*gsm8k-x: .*Error") as caught:
+    with pytest.raises(SweeperError, match=r"could not be built in .*gsm8k-x: .*Error") as caught:
         prepare.run([build], sys.executable, lambda _: None)
     assert "\n" not in str(caught.value)
 
@@ -129,7 +129,7 @@ def test_an_unexpected_end_says_the_last_word(tmp_path: Path) -> None:
     dies.chmod(0o755)
     with pytest.raises(SweeperError, match="code 9: out of memory"):
         prepare.run([build], str(dies), lambda _: None)
-    with pytest.raises(SweeperError, match="engine.python=/nowhere/python cannot be started"):
+    with pytest.raises(SweeperError, match=r"engine\.python=/nowhere/python cannot be started"):
         prepare.run([build], "/nowhere/python", lambda _: None)
 
 
