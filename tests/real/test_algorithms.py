@@ -14,7 +14,8 @@ import launch
 
 pytestmark = pytest.mark.real
 
-PROMPTS, STEPS = 32, 4  # prompts x n a step; GRPO and PPO train STEPS steps and save at half of them
+RESPONSES = 128  # prompts x n, in a step of any algorithm
+STEPS = 4  # of GRPO and PPO, which save at half of them; the others train that half
 ALGORITHMS = {
     "grpo": {"algorithm.adv_estimator": "grpo", "actor_rollout_ref.rollout.n": 4},
     "ppo": {
@@ -39,10 +40,8 @@ def task(tmp_path_factory):
 def overrides(task, algorithm, ranks=1, **more):
     model, data = task
     chosen = ALGORITHMS[algorithm]
-    rows = PROMPTS * chosen.get("actor_rollout_ref.rollout.n", 1)
-    prompts = PROMPTS * 4 // chosen.get("actor_rollout_ref.rollout.n", 1)  # the same number of responses for all
-    micro = 64 // ranks
-    assert rows <= 128
+    prompts = RESPONSES // chosen.get("actor_rollout_ref.rollout.n", 1)
+    micro = RESPONSES // 2 // ranks
     return {
         "data.train_files": str(data / arithmetic.TRAIN),
         "data.val_files": str(data / arithmetic.VAL),

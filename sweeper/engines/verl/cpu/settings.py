@@ -5,6 +5,7 @@ Guarantees: imports neither torch, ray nor verl, so that a plan can be made from
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -42,5 +43,6 @@ def overlay() -> dict[str, Any]:
     It holds keys that verl's struct lacks (`model.override_config.attn_implementation`): merge it with struct mode off.
     """
     text = (_HERE / "config.yaml").read_text(encoding="utf-8")
-    values: dict[str, Any] = yaml.safe_load(text.replace("{here}", str(_HERE)))
+    # The round trip gives the places that share a YAML anchor values of their own.
+    values: dict[str, Any] = json.loads(json.dumps(yaml.safe_load(text.replace("{here}", str(_HERE)))))
     return values

@@ -57,6 +57,8 @@ def test_the_files_and_names_it_points_to_exist():
     assert all(importlib.util.find_spec(module) for module in modules)
 
 
-def test_two_callers_do_not_share_the_values():
-    overlay()["trainer"]["device"] = "changed"
-    assert overlay()["trainer"]["device"] == "cpu"
+def test_a_change_of_one_value_changes_no_other():
+    values = overlay()
+    values["actor_rollout_ref"]["actor"]["fsdp_config"]["mixed_precision"]["param_dtype"] = "bf16"
+    assert values["critic"]["fsdp"]["mixed_precision"]["param_dtype"] == "fp32"
+    assert overlay()["actor_rollout_ref"]["actor"]["fsdp_config"]["mixed_precision"]["param_dtype"] == "fp32"
