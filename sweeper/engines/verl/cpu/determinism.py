@@ -10,6 +10,7 @@ trajectories in arrival order under random keys (trainer/ppo/v1/replay_buffer.py
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,15 +65,41 @@ class SeededSingleTurnAgentLoop(SingleTurnAgentLoop):  # type: ignore[misc]  # v
         return list(self._tokens[key])
 
 
+def _filtering(refill_fn: Any) -> dict[str, Any]:
+    """What verl tells its own buffer about group filtering and leaves out for any other (trainer_base.py:170-184).
+
+    The trainer is reached through the one thing of it that every buffer is given, its bound `refill_fn`.
+    """
+    trainer = getattr(refill_fn, "__self__", None)
+    metric = trainer._resolve_filter_groups_metric() if trainer is not None else None
+    if trainer is None or metric is None:
+        return {}
+    return {
+        "filter_groups_metric": metric,
+        "train_batch_size": trainer.config.data.train_batch_size,
+        "gen_batch_size": 1,
+        "max_inflight_gen_batches": trainer.config.algorithm.filter_groups.get("max_inflight_gen_batches", 1),
+    }
+
+
 class OrderedReplayBuffer(ReplayBuffer):  # type: ignore[misc]  # verl ships no usable types
     """verl's synchronous replay buffer, in the order of the data loader and with a poll interval of its own.
 
     `sampler_kwargs.poll_interval`: seconds between two looks at the queue (verl: 2.0, not configurable).
+    Group filtering (DAPO) works as in verl's own buffer.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, refill_fn: Any = None, **kwargs: Any) -> None:
+        super().__init__(*args, refill_fn=refill_fn, **kwargs, **_filtering(refill_fn))
         self.poll_interval = float(self.sampler_kwargs.get("poll_interval", 2.0))
+
+    def _sync_metadata_from_transfer_queue(self) -> None:
+        # Look only when nothing is in flight: what DAPO's filter sees half-way, and so how many prompts it asks for,
+        # would be a matter of timing. The synchronous trainer waits for all of them anyway.
+        super()._sync_metadata_from_transfer_queue()
+        while any(self.pending_keys.values()) or any(self.running_keys.values()):
+            time.sleep(self.poll_interval)
+            super()._sync_metadata_from_transfer_queue()
 
     def _select_prompt_uids(
         self, partition_id: str, sampleable_keys: set[str], batch_size: int

@@ -52,6 +52,60 @@ def test_a_batch_is_in_the_data_loaders_order_whatever_arrived_first(monkeypatch
     assert [tag["tag"] for tag in batch.tags] == batch.keys
 
 
+class Trainer:
+    """What a replay buffer reaches of verl's trainer."""
+
+    def __init__(self, metric):
+        self.metric = metric
+        self.config = SimpleNamespace(
+            data=SimpleNamespace(train_batch_size=8),
+            algorithm=SimpleNamespace(filter_groups={"max_inflight_gen_batches": 3}),
+        )
+
+    def _resolve_filter_groups_metric(self):
+        return self.metric
+
+    def refill(self, prompts):
+        return prompts
+
+
+def buffer_of(trainer):
+    return determinism.OrderedReplayBuffer(
+        trainer_mode="sync",
+        trainer_config={},
+        max_off_policy_threshold=1,
+        max_off_policy_strategy="drop",
+        sampler_kwargs={"poll_interval": 0.0},
+        refill_fn=trainer.refill,
+    )
+
+
+def test_group_filtering_is_not_lost():
+    on, off = buffer_of(Trainer("acc")), buffer_of(Trainer(None))
+    assert (on.filter_groups_metric, on.train_batch_size, on.gen_batch_size, on.max_inflight_gen_batches) == (
+        "acc",
+        8,
+        1,
+        3,
+    )
+    assert off.filter_groups_metric is None
+
+
+def test_the_buffer_looks_only_when_nothing_is_in_flight(monkeypatch):
+    def tag(status):
+        return {"is_prompt": True, "global_steps": 1, "status": status}
+
+    looks = iter([["pending", "finished"], ["running", "finished"], ["finished", "failure"]])
+    monkeypatch.setattr(
+        "verl.trainer.ppo.v1.replay_buffer.tq",
+        SimpleNamespace(kv_list=lambda: {"train": dict(zip("ab", map(tag, next(looks)), strict=True))}),
+    )
+    buffer = buffer_of(Trainer(None))
+    buffer._sync_metadata_from_transfer_queue()
+    assert buffer.finished_keys["train"] == {"a"}
+    assert buffer.failure_keys["train"] == {"b"}
+
+
 def test_calls_made_together_share_one():
     made = []
 
