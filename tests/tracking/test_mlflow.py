@@ -20,7 +20,6 @@ import pytest
 from sweeper import engines
 from sweeper.engines.base import Progress
 from sweeper.errors import RequestError, SweeperError
-from sweeper.tracking import replay as replaying
 from sweeper.tracking.mlflow import MlflowTracker, replay
 from sweeper.trial.ledger import Ledger
 
@@ -34,7 +33,7 @@ CONFIG = {
 
 
 class Sweep:
-    """A sweep's folder and tracker; writes metrics where a trainer would and tells the tracker, as the controller does."""
+    """A sweep's folder and tracker: metrics go where a trainer would write them, calls come as the controller's do."""
 
     def __init__(self, folder: Path, uri: str) -> None:
         self.folder = folder
@@ -73,7 +72,6 @@ class FakeEngine:
 @pytest.fixture(autouse=True)
 def _engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "get", lambda name: FakeEngine(), raising=False)
-    assert replaying.__name__
 
 
 @pytest.fixture
@@ -261,7 +259,7 @@ def test_a_store_removed_while_training(uri: str, tmp_path: Path) -> None:
     assert not sweep.tracker.close(60), "the first steps are not in the new store"
     assert "removed or replaced" in sweep.warnings[0]
     assert "4 steps were missing" in replay(sweep.folder, None)
-    read_back(uri)
+    read_back(uri.replace("/mlflow.db", "/./././././mlflow.db"))  # MLflow here still holds the removed file open
 
 
 def test_sync_of_a_killed_controller(uri: str, tmp_path: Path) -> None:
@@ -281,7 +279,7 @@ def test_sync_of_a_killed_controller(uri: str, tmp_path: Path) -> None:
 
 
 def test_sync_of_a_sweep_without_calls(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="has no tracking.jsonl"):
+    with pytest.raises(RequestError, match="has no tracking"):
         replay(tmp_path, None)
 
 
@@ -366,6 +364,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     yield Server(tmp_path)
 
 
+@pytest.mark.real  # starts a server twice: half a minute on an idle machine
 def test_a_server_read_back_through_a_crash_of_it(server: Server, tmp_path: Path) -> None:
     """Half of the steps, the server is killed, the rest, the server is back: everything is there, in order."""
     odd = {"odd": float("nan"), "big": float("inf")}
