@@ -24,7 +24,7 @@ DEFAULT_FUNCTION = "compute_score"
 
 def files(environment: Mapping[str, Any]) -> tuple[Path, Path]:
     """The training and validation file, absolute. Only after `check` found nothing."""
-    return _path(environment["train"]), _path(environment["val"])
+    return _path(environment["train"] or ""), _path(environment["val"] or "")
 
 
 def reward(environment: Mapping[str, Any]) -> tuple[Path, str] | None:
@@ -36,9 +36,10 @@ def reward(environment: Mapping[str, Any]) -> tuple[Path, str] | None:
     return _path(file), name or DEFAULT_FUNCTION
 
 
-def count(environment: Mapping[str, Any]) -> int:
-    """Training rows."""
-    return rows.report(_path(environment["train"])).rows
+def count(environment: Mapping[str, Any]) -> int | None:
+    """Training rows; None while there is no such file."""
+    file = _path(environment["train"] or "")
+    return rows.report(file).rows if file.is_file() else None
 
 
 def check(environment: Mapping[str, Any], interpreter: Interpreter) -> list[Problem]:

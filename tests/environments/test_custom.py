@@ -65,6 +65,12 @@ def test_a_good_task_is_used_where_it_lies(task: dict[str, Any], tmp_path: Path)
     assert files.rows == 4 and not files.needs_build
 
 
+def test_resolving_an_unfinished_task_raises_nothing(task: dict[str, Any]) -> None:
+    """A plan that is wrong already is still sized."""
+    for train in (None, "/nowhere/train.jsonl"):
+        assert environments.resolve(config({**task, "train": train})).rows is None
+
+
 def test_relative_paths_are_made_absolute(
     task: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
