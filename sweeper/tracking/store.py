@@ -125,6 +125,8 @@ class Store:
             self._log_params(run, names.params(self._starts[trial]["params"]), known)
             self._logged[trial] = {m.step for m in self.client.get_metric_history(run, MARKER)} if found else set()
             self.runs[trial] = run
+            if not found:  # here and not with the call: a store that was replaced in between gets them too
+                self._artifacts(run, self._starts[trial]["artifacts"])
         return self.runs[trial]
 
     def begin(self, call: Call) -> str:
@@ -142,10 +144,12 @@ class Store:
     # --- calls ---
 
     def _trial_started(self, call: Call) -> None:
+        known = self._find(str(call["trial"])) is not None
         run = self.begin(call)
         self.client.update_run(run, status="RUNNING")
         self._tags(run, {**call["tags"], "sweeper.state": "running"})
-        self._artifacts(run, call["artifacts"])
+        if known:
+            self._artifacts(run, call["artifacts"])
 
     def _trial_ended(self, call: Call) -> None:
         from mlflow.entities import Metric
