@@ -6,6 +6,7 @@
 
 Prints medians, and ratios to plain, of (a) seconds from launch to the first training step in the metrics file,
 (b) seconds per step after the first, (c) seconds from launch until nothing is left. Targets: (a) <= 1.15, (b) <= 1.02.
+Says as well whether all runs gave the same metrics, to the last bit, but for times, memory and speed.
 
     python benchmarks/startup.py [--repeats 3] [--steps 12] [OVERRIDE...]
 """
@@ -43,6 +44,12 @@ class Measured:
     first_step: float
     per_step: float
     total: float
+    metrics: str
+    """Every value that does not depend on the machine's speed."""
+
+
+TIMES = ("first_step", "per_step", "total")
+NOISE = ("timing", "perf/", "perf_", "throughput")
 
 
 def prepared(overrides: list[str], folder: Path) -> Job:
@@ -110,10 +117,12 @@ def run(way: str, overrides: list[str], folder: Path) -> Measured:
         for pid in janitor.marked(marker):  # plain verl leaves some of its Ray for a moment
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-    later = [line["timing_s/step"] for line in steps(folder / job.metrics)[1:]]
+    lines = steps(folder / job.metrics)
+    later = [line["timing_s/step"] for line in lines[1:]]
     if code or first is None or not later:
         raise SystemExit(f"{way} failed with code {code}, see {folder}/log.txt")
-    return Measured(first, statistics.median(later), total)
+    same = [{k: v for k, v in line.items() if not any(word in k for word in NOISE)} for line in lines]
+    return Measured(first, statistics.median(later), total, json.dumps(same, sort_keys=True))
 
 
 def main() -> None:
@@ -127,6 +136,7 @@ def main() -> None:
         f"trainer.total_training_steps={args.steps}",
         "trainer.val_before_train=false",
         "trainer.test_freq=-1",
+        "objective.metric=critic/score/mean",
         "trainer.save_freq=-1",
         *args.overrides,
     ]
@@ -141,9 +151,7 @@ def main() -> None:
                 f"a step {measured.per_step:6.3f} s, in all {measured.total:6.2f} s",
                 flush=True,
             )
-    plain = {
-        f.name: statistics.median(getattr(m, f.name) for m in results["plain"]) for f in dataclasses.fields(Measured)
-    }
+    plain = {name: statistics.median(getattr(m, name) for m in results["plain"]) for name in TIMES}
     print(f"\nmedians of {args.repeats}, ratio to plain in brackets; records in {root}")
     for way in WAYS:
         cells = []
@@ -151,6 +159,8 @@ def main() -> None:
             value = statistics.median(getattr(m, name) for m in results[way])
             cells.append(f"{name} {value:7.3f} ({value / base:.3f})")
         print(f"{way:8} " + "   ".join(cells))
+    kinds = len({m.metrics for runs in results.values() for m in runs})
+    print("metrics: identical in all runs" if kinds == 1 else f"metrics: {kinds} different outcomes")
 
 
 if __name__ == "__main__":

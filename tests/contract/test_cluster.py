@@ -165,8 +165,9 @@ def test_a_secret_reaches_the_trainer_and_nothing_else(
 ) -> None:
     secret = "s3cr3t-0451"
     monkeypatch.setenv("HF_TOKEN", secret)
-    monkeypatch.setenv("TMPDIR", str(short_dir := Path(f"/tmp/t{os.getpid()}")))
+    short_dir = Path(f"/tmp/t{time.time_ns() % 10**9}")
     short_dir.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(short_dir))
     where = folder(tmp_path)
     code = "import os, time; open('got', 'w').write(str(len(os.environ['HF_TOKEN']))); time.sleep(60)"
     attempt = cluster.start(fake(code, tag, inherit=("HF_TOKEN", "NOT_SET")), where)
@@ -177,7 +178,9 @@ def test_a_secret_reaches_the_trainer_and_nothing_else(
                 assert secret.encode() not in (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-    for path in [*where.rglob("*"), *short_dir.rglob("*")]:
+    private = list(short_dir.rglob("*"))
+    assert private  # the attempt's temp-dir is looked into as well
+    for path in [*where.rglob("*"), *private]:
         if path.is_file():
             assert secret not in path.read_text(errors="replace"), path
     attempt.kill()
