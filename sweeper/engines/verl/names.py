@@ -44,6 +44,7 @@ def bind(config: Config, explicit: Mapping[str, Any]) -> list[Problem]:
 
     `explicit` holds what was typed: dotted key -> value.
     """
+    _drop_fsdp(config, explicit)
     problems = [
         *_bind(config, explicit, "lr", LR),
         *_bind(config, explicit, "tp", TP),
@@ -56,6 +57,28 @@ def bind(config: Config, explicit: Mapping[str, Any]) -> list[Problem]:
 
 
 _ABSENT = object()
+
+FSDP = (f"{ACTOR}.fsdp_config", "actor_rollout_ref.ref.fsdp_config", "critic.fsdp")
+OFFLOADS = ("param_offload", "optimizer_offload")
+
+
+def _drop_fsdp(config: Config, explicit: Mapping[str, Any]) -> None:
+    """Under another training engine the models' FSDP defaults give way: their offloads move to that engine's section.
+
+    verl's config classes refuse a section that is not theirs (verl/workers/config/actor.py McoreActorConfig).
+    """
+    section = config.get("model_engine", "dp")
+    if section == "dp":
+        return
+    for key in FSDP:
+        if any(typed == key or typed.startswith(f"{key}.") for typed in explicit):
+            continue  # typed for the wrong engine: verl says so
+        parent, _, last = key.rpartition(".")
+        ours = tree.get(config, parent).pop(last, {})
+        for offload in OFFLOADS:
+            theirs = f"{parent}.{section}.{offload}"
+            if offload in ours and theirs not in explicit and tree.get(config, theirs, _ABSENT) is not _ABSENT:
+                tree.put(config, theirs, ours[offload])
 
 
 def _bind(config: Config, explicit: Mapping[str, Any], name: str, key: str) -> list[Problem]:
