@@ -146,3 +146,19 @@ def test_a_key_below_one_that_moved_keeps_its_end(old: str, new: str) -> None:
 def test_a_key_that_nothing_is_known_of() -> None:
     assert renamed.find("trainer.no_such_thing") is None
     assert renamed.ignored("trainer.nnodes") is None
+
+
+def test_fsdp_defaults_give_way_to_another_training_engine_and_keep_their_offloads() -> None:
+    made: dict[str, Any] = {
+        **tree.copy(base_config.load("megatron")),
+        **{k: None for k in ("lr", "kl", "tp")},
+        "seed": 3,
+    }
+    made["binding"] = {"kl_gate": "loss"}
+    tree.put(
+        made, f"{names.ACTOR}.fsdp_config", {"param_offload": True, "optimizer_offload": True, "model_dtype": "fp32"}
+    )
+    bound(made, {f"{names.ACTOR}.megatron.optimizer_offload": False})
+    assert "fsdp_config" not in made["actor_rollout_ref"]["actor"] and "fsdp" not in made["critic"]
+    assert made["actor_rollout_ref"]["actor"]["megatron"]["param_offload"] is True
+    assert made["actor_rollout_ref"]["actor"]["megatron"]["optimizer_offload"] is False  # typed
