@@ -22,7 +22,7 @@ from sweeper.search.controller import Controller, Outcome
 from sweeper.tracking.base import Tracker
 from sweeper.trial.identity import fingerprint
 from sweeper.trial.ledger import Ledger
-from sweeper.trial.records import SweepFolder
+from sweeper.trial.records import SweepFolder, versions
 from sweeper.trial.spec import Trial
 
 TRACKER_PATIENCE_S = 60.0
@@ -46,7 +46,8 @@ def execute(plan: Plan, *, resume: bool = False) -> int:
         if resume:
             _same_plan(ledger, trials, prints)
         else:
-            ledger.append("sweep_started", data={"overrides": list(plan.overrides), "trials": len(trials)})
+            request = {"overrides": list(plan.overrides), "trials": len(trials), "mode": _mode(plan)}
+            ledger.append("sweep_started", data=request)
             for t in trials:
                 ledger.append(
                     "trial_planned",
@@ -92,9 +93,9 @@ def execute(plan: Plan, *, resume: bool = False) -> int:
             sent = tracker.close(TRACKER_PATIENCE_S)
             for trial_id, run_id in tracker.run_ids().items():
                 outcomes[trial_id].run_id = run_id
-            display.event("sweep_ended", state=state, trials=table.rows(outcomes.values()))
+            display.event("sweep_ended", state=state, trials=table.rows(outcomes.values(), _mode(plan)))
         if str(plan.settings["output"]) != "json":
-            _closing(outcomes, folder, tracker, state, sent)
+            _closing(outcomes, folder, tracker, state, sent, _mode(plan))
         return 0 if state == "finished" else 1
     finally:
         display.close()
@@ -163,22 +164,29 @@ def _facts(trial: Trial, identity: str, folder: SweepFolder) -> tuple[dict[str, 
         "sweeper.sweep": folder.name,
         "sweeper.trial": trial.id,
         "sweeper.label": trial.label,
+        "sweeper.arm": " ".join(f"{k}={v}" for k, v in trial.point.varied.items() if k != "seed") or trial.label,
         "sweeper.fingerprint": identity,
         "sweeper.folder": str(folder.path / "trials" / trial.id),
-        "sweeper.engine": str(config["engine"]["name"]),
+        "sweeper.engine": f"{config['engine']['name']} {versions(config['engine']['name'])[config['engine']['name']]}",
         "sweeper.model": str(config["model"]["name"]),
         "sweeper.environment": str(config["environment"]["name"]),
         "sweeper.cluster": str(config["cluster"]["name"]),
     }
-    return {**trial.point.varied, "config": config}, tags
+    return {"algorithm": config["algorithm"]["adv_estimator"], **trial.point.varied, "config": config}, tags
+
+
+def _mode(plan: Plan) -> str:
+    return str((plan.settings["objective"] or {}).get("mode", "max"))
 
 
 def _state(outcomes: Mapping[str, Outcome]) -> str:
     return "finished" if all(o.state == "finished" for o in outcomes.values()) else "failed"
 
 
-def _closing(outcomes: Mapping[str, Outcome], folder: SweepFolder, tracker: Tracker, state: str, sent: bool) -> None:
-    table.render(outcomes.values(), sys.stdout)
+def _closing(
+    outcomes: Mapping[str, Outcome], folder: SweepFolder, tracker: Tracker, state: str, sent: bool, mode: str
+) -> None:
+    table.render(outcomes.values(), sys.stdout, mode)
     print()
     for o in outcomes.values():
         if o.state == "failed" and o.root_cause:

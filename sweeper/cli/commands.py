@@ -60,7 +60,8 @@ def status(args: argparse.Namespace) -> int:
         counts: dict[str, int] = {}
         for s in trials.values():
             counts[s.state] = counts.get(s.state, 0) + 1
-        print(f"{name}: {', '.join(f'{n} {state}' for state, n in counts.items())}")
+        hint = f"; sweeper resume {name} goes on with it" if {"interrupted", "stopped", "failed"} & set(counts) else ""
+        print(f"{name}: {', '.join(f'{n} {state}' for state, n in counts.items())}{hint}")
         if args.name:
             for trial, s in trials.items():
                 score = "-" if s.final_score is None else f"{s.final_score:.3f}"

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sweeper import clusters, engines
-from sweeper.config.compose import compose_points
+from sweeper.config.compose import Composed, compose_points
 from sweeper.config.space import points
 from sweeper.engines.base import Config, Gang, Shape, Workload
 from sweeper.errors import Problem, RequestError
 from sweeper.plan.cost import Cost, estimate
+from sweeper.trial.records import secret_name
 from sweeper.trial.spec import Trial
 
 SWEEP_LEVEL = ("name", "project", "store", "plan", "output", "tracking", "search", "objective", "max_concurrent")
@@ -74,7 +75,7 @@ def make(overrides: Sequence[str]) -> Plan:
     space = points(overrides)
     composed = compose_points(space)
     settings = {key: composed[0].config.get(key) for key in SWEEP_LEVEL}
-    if problems := _unsweepable(list(composed[0].point.varied)):
+    if problems := [*_unsweepable(list(composed[0].point.varied)), *_secrets(composed)]:
         raise RequestError(problems)
     width = max(3, len(str(len(composed) - 1)))
     sized: list[Sized] = []
@@ -115,6 +116,21 @@ def _sized(trial_id: str, point: Any, config: Config, explicit: Mapping[str, Any
 def space_notes(space: Any) -> list[str]:
     """What the grammar had to say beside its points (dropped duplicates)."""
     return list(getattr(space, "notes", ()))
+
+
+def _secrets(composed: Sequence[Composed]) -> list[Problem]:
+    """A secret that is typed would be in every record of the request; one that is passed by name is in none."""
+    typed = {key for item in composed for key, value in item.explicit.items() if value and isinstance(value, str)}
+    return [
+        Problem(
+            f"{key} looks like a secret, and what is typed is recorded",
+            valid="a variable of the environment, passed on by its name",
+            fix=f"export {name}=..., and engine.inherit=[...,{name}] where it is not in the list already",
+            key=key,
+        )
+        for key in sorted(typed)
+        if secret_name(name := key.split(".")[-1]) and name.isupper()
+    ]
 
 
 def _unsweepable(varied: Sequence[str]) -> list[Problem]:

@@ -31,6 +31,10 @@ POLL_S = 0.1
 """Between two looks at the running attempts. Metrics arrive at most every few hundred milliseconds."""
 
 
+MILESTONE = 10
+"""Steps between two entries of the ledger beside the validated ones: enough for a status, few enough for a ledger."""
+
+
 @dataclass(slots=True)
 class Outcome:
     """How one trial ended."""
@@ -198,7 +202,7 @@ class Controller:
         if p.step_s:
             r.steps_s = [*r.steps_s[-19:], p.step_s]
         self._tracker.metrics(outcome.trial.id, p.step, p.metrics, time.time())
-        if p.score is not None:
+        if p.score is not None or p.step % MILESTONE == 0:
             self._ledger.append(
                 "progress",
                 trial=outcome.trial.id,

@@ -119,7 +119,7 @@ class TestTheMainCommand:
         done = subprocess.run(
             [str(script), "trainer.total_training_steps=1"],
             cwd=tmp_path,
-            env={"PATH": os.environ["PATH"], "HOME": os.environ["HOME"]},
+            env={"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], "OUT": str(tmp_path / "again")},
             capture_output=True,
             text=True,
             timeout=300,
