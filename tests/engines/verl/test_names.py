@@ -151,7 +151,7 @@ def test_a_key_that_nothing_is_known_of() -> None:
 def test_fsdp_defaults_give_way_to_another_training_engine_and_keep_their_offloads() -> None:
     made: dict[str, Any] = {
         **tree.copy(base_config.load("megatron")),
-        **{k: None for k in ("lr", "kl", "tp")},
+        **dict.fromkeys(("lr", "kl", "tp")),
         "seed": 3,
     }
     made["binding"] = {"kl_gate": "loss"}
