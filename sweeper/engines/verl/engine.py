@@ -6,7 +6,9 @@ files is looked at once, however many trials share them.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from sweeper import environments, models
@@ -25,7 +27,7 @@ class VerlEngine:
         """Write our names, the cluster, the model and the data into verl's keys, in place."""
         typed = {key.lstrip("+~"): value for key, value in explicit.items()}
         if shape.device == "cpu":
-            _lay(config, overlay(), typed)
+            _lay_cpu(config, typed)
         problems = names.bind(config, typed)  # after the overlay, whose defaults give way to a typed `tp`
         _bind_cluster(config, typed, shape)
         _bind_model(config)
@@ -60,9 +62,9 @@ class VerlEngine:
         return root_cause.find(log)
 
 
-def _lay(config: Config, values: Mapping[str, Any], typed: Mapping[str, Any]) -> None:
-    """Set the values, except where the user typed the key, a part of it or what holds it."""
-    for path, value in _leaves(values):
+def _lay_cpu(config: Config, typed: Mapping[str, Any]) -> None:
+    """Set what a CPU run needs, except where the user typed the key, a part of it or what holds it."""
+    for path, value in _cpu_values():
         key = ".".join(path)
         if any(key == t or key.startswith(f"{t}.") or t.startswith(f"{key}.") for t in typed):
             continue
@@ -71,7 +73,13 @@ def _lay(config: Config, values: Mapping[str, Any], typed: Mapping[str, Any]) ->
             if not isinstance(at.get(part), dict):
                 at[part] = {}
             at = at[part]
-        at[path[-1]] = value
+        at[path[-1]] = copy.copy(value)
+
+
+@cache
+def _cpu_values() -> tuple[tuple[tuple[str, ...], Any], ...]:
+    """Read once: parsing the file takes longer than all the rest of binding."""
+    return tuple(_leaves(overlay()))
 
 
 def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

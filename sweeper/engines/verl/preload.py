@@ -2,7 +2,7 @@
 
 Guarantees: none of the modules imports Ray or verl (Ray reads its settings when it is imported and starts threads),
 initialises CUDA or starts a thread that a fork would miss. With them in place, importing Ray, verl's trainer and its
-workers takes 0.3 s of CPU instead of 5 s, in each of about eight processes. The fork server skips what is not installed.
+workers takes 0.3 s of CPU instead of 5 s, in each of about eight processes. What is not installed is skipped.
 """
 
 from __future__ import annotations

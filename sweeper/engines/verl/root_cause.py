@@ -30,7 +30,9 @@ _RAISED = re.compile(
     r"(?:: (?P<message>.*))?$"
 )
 _REMOTE = re.compile(r"^(?:ray\.exceptions\.)?RayTaskError(?:\([\w.]+\))?:")
-_LOGGED = re.compile(r"^(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)[: ]|^\d{4}-\d\d-\d\d |^Error executing job")
+_LOGGED = re.compile(
+    r"^Training Progress|^(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)[: ]|^\d{4}-\d\d-\d\d |^Error executing job"
+)
 _UNDERLINE = re.compile(r"^\s*[\^~]+\s*$")
 _NOT_THEIRS = re.compile(r"site-packages/|/lib/python3[\d.]*/|^<|/sweeper/engines/verl/cpu/")
 _VERL = re.compile(r"site-packages/(verl/.*)$")
@@ -62,9 +64,16 @@ _SIGNS = (
         "rollout.gpu_memory_utilization",
     ),
     _Sign(
-        re.compile(r"No space left on device|Errno 28\b|Disk quota exceeded|PytorchStreamWriter failed writing"),
+        re.compile(r"No space left on device|Errno 28\b|Disk quota exceeded"),
         "the disk is full: free space where the sweep's store is, or fewer checkpoints (trainer.save_freq, "
         "trainer.max_actor_ckpt_to_keep)",
+    ),
+    _Sign(
+        # torch buffers what it writes, and so it reports that the file is short and not why.
+        re.compile(
+            r"inline_container\.cc.*unexpected pos|PytorchStreamWriter failed writing|basic_ios::clear: iostream"
+        ),
+        "a checkpoint could not be written: the disk is full, or a quota or size limit is reached",
     ),
     _Sign(
         re.compile(r"OutOfMemoryError: Task was killed|low on memory|running low on memory|memory used by this worker"),
@@ -207,7 +216,12 @@ def _tell(cause: _Raised, raised: list[_Raised]) -> list[str]:
     end = raised[-1]
     if end.kind != cause.kind and end.text != cause.text:
         lines.append(f"it ended the run as {end.text}")
-    others = Counter(r.text for r in raised if r.kind not in (cause.kind, end.kind) and not _CONSEQUENCE.search(r.text))
+    told = "\n".join(lines)
+    others = Counter(
+        r.text
+        for r in raised
+        if r.kind not in (cause.kind, end.kind) and not _CONSEQUENCE.search(r.text) and r.message not in told
+    )
     lines += [f"also: {text}" for text, _ in others.most_common(2)]
     return lines
 

@@ -164,8 +164,9 @@ Rule = Callable[[Context], Iterator[Problem]]
 def check(config: Config, shape: Shape) -> list[Problem]:
     """All problems; empty when verl can run it on that shape."""
     context = Context(config, shape)
-    # Sums on a value that is no number would only add noise to the one problem that matters.
-    problems = [*numbers(context), *shape_asked(context)]
+    # Sums on a value that is no number, or on keys of another training engine, only
+    # hide the problem that matters.
+    problems = [*numbers(context), *shape_asked(context), *strategies(context)]
     for rule in () if problems else RULES:
         problems += rule(context)
     return list(dict.fromkeys(problems))
@@ -1099,7 +1100,7 @@ def own_ray(c: Context) -> Iterator[Problem]:
 
 
 RULES: tuple[Rule, ...] = (
-    model, size, choices, estimator, estimator_version, group_size, critic_presence, kl_gates, strategies,
+    model, size, choices, estimator, estimator_version, group_size, critic_presence, kl_gates,
     training_world, batch_over_ranks, mini_batch, mini_batch_over_ranks, mini_batches_in_batch, micro_batch_given,
     micro_batch_legacy, micro_batch_divides, dynamic_batches_agree, token_budget, rollout_name, rollout_on_cpu,
     rollout_parallel, rollout_world, rollout_nodes, heads, sequence_parallel, lora, lengths, temperature, validation,
