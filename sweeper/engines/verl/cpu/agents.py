@@ -11,6 +11,7 @@ Selected by `rollout.agent.agent_loop_manager_class`; null gives verl's own work
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -271,7 +272,12 @@ class WorkerV1(_Economical, agent_loop_tq.AgentLoopWorkerTQ.__ray_actor_class__)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        agent_loop_tq.tq = Queue(agent_loop_tq.tq)  # the name that verl's worker puts through; its process is ours
+        # The name that verl's worker puts through. Ray sends the base class by value (its own name in the module is the
+        # decorated actor class), so its methods may have globals of their own beside the module's.
+        for method in (self._run_prompt, self._agent_loop_postprocess):
+            names = inspect.unwrap(method).__globals__
+            if not isinstance(names["tq"], Queue):
+                names["tq"] = Queue(names["tq"])
 
 
 class ManagerV0(AgentLoopManager):  # type: ignore[misc]
