@@ -5,23 +5,15 @@ Guarantees: the group has verl's own option names; nothing is read until an opti
 
 from __future__ import annotations
 
-from functools import cache
-
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from sweeper.engines.verl import base_config
 
 GROUP = "model_engine"
-
-
-@cache
-def _node(option: str) -> DictConfig:
-    """Made once a process (35 ms, a third of a compose): Hydra merges it into a config and leaves it as it is."""
-    return OmegaConf.create(base_config.load(option))
 
 
 class VerlConfigSource(ConfigSource):  # type: ignore[misc]  # Hydra is not typed for mypy
@@ -58,7 +50,7 @@ class VerlConfigSource(ConfigSource):  # type: ignore[misc]  # Hydra is not type
         """One option, at the root of the config."""
         option = config_path.removesuffix(".yaml").rpartition("/")[2]
         return ConfigResult(
-            config=_node(option),
+            config=OmegaConf.create(base_config.load(option)),
             path=f"{self.scheme()}://{config_path}",
             provider=self.provider,
             header={"package": "_global_"},
