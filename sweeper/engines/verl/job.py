@@ -266,9 +266,10 @@ unset RAY_ADDRESS  # a Ray cluster of its own, not one that happens to run
 
 # Ray's sockets need a short path.
 ray_dir="$(mktemp -d /tmp/ray-XXXXXX)"
+trap 'rm -rf -- "$ray_dir"' EXIT
 echo "output: $out"
 cd -- "$out"
-exec {shlex.quote(interpreter(config))} -m verl.trainer.main_ppo "--config-path=$here" --config-name=trainer \\
+{shlex.quote(interpreter(config))} -m verl.trainer.main_ppo "--config-path=$here" --config-name=trainer \\
     "trainer.default_local_dir='$out/checkpoints'" \\
     "++ray_kwargs.ray_init.num_cpus={_ray_cpus(config, needed)}" \\
     "++ray_kwargs.ray_init.num_gpus={needed.gpus_per_node}" \\

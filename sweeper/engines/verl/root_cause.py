@@ -132,11 +132,12 @@ def find(log: str) -> list[str]:
     if cause is not None:
         lines += _tell(cause, raised)
     for sign, line in signs:
-        if sign.says and sign.says not in lines:
-            # A sign outranks the exception only where the exception is no cause itself.
-            if cause is None or _CONSEQUENCE.search(cause.text):
-                lines.insert(0, line)
-            lines.append(sign.says)
+        if not sign.says or sign.says in lines:
+            continue
+        if cause is None or _CONSEQUENCE.search(cause.text):
+            lines = [sign.says, line, *lines]
+        elif sign.pattern.search(cause.text):
+            lines.insert(0, sign.says)
     if cause is None or _CONSEQUENCE.search(cause.text):
         lines = [*plain[-3:], *lines]
     if not lines:
