@@ -265,16 +265,19 @@ def _events(path: Path, db: sqlite3.Connection, after: int) -> Iterator[Event]:
 
 
 def _reader(path: Path) -> sqlite3.Connection:
-    """Read-only; in a folder that cannot be written, where WAL's index cannot be made, as an immutable file."""
+    """Read-only. What a read-only connection cannot do is done for it: a writer killed in the middle of a transaction
+    leaves a journal that only a writing connection may roll back, and in a folder that cannot be written, where WAL's
+    index cannot be made, the file is read as an immutable one."""
     uri = path.absolute().as_uri()
     db = sqlite3.connect(f"{uri}?mode=ro", uri=True, timeout=30)
     try:
         db.execute("SELECT 1 FROM sqlite_master").fetchone()
     except sqlite3.OperationalError:
         db.close()
-        if os.access(path.parent, os.W_OK):
-            raise
-        db = sqlite3.connect(f"{uri}?immutable=1", uri=True)
+        how = "mode=rw" if os.access(path.parent, os.W_OK) else "immutable=1"
+        db = sqlite3.connect(f"{uri}?{how}", uri=True, timeout=30)
+        db.execute("SELECT 1 FROM sqlite_master").fetchone()
+        db.execute("PRAGMA query_only = ON")
     return db
 
 
