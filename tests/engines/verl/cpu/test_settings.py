@@ -62,3 +62,16 @@ def test_a_change_of_one_value_changes_no_other():
     values["actor_rollout_ref"]["actor"]["fsdp_config"]["mixed_precision"]["param_dtype"] = "bf16"
     assert values["critic"]["fsdp"]["mixed_precision"]["param_dtype"] == "fp32"
     assert overlay()["actor_rollout_ref"]["actor"]["fsdp_config"]["mixed_precision"]["param_dtype"] == "fp32"
+
+
+def test_what_verl_derives_from_a_cpu_value_is_set_too() -> None:
+    """The overlay is laid on a config that is resolved already, so a derived key would keep its GPU value."""
+    from sweeper.config.interpolation import Graph
+    from sweeper.engines.verl import base_config
+    from sweeper.engines.verl.engine import _cpu_values
+
+    graph = Graph(base_config.load("dp"))
+    laid = {".".join(path) for path, _ in _cpu_values()}
+    derived = {key for of in laid for key in graph.affected(of)}
+    assert "actor_rollout_ref.actor.use_remove_padding" in derived, "the test looks at something"
+    assert {key for key in derived - laid if not key.startswith("distillation.")} == set()
