@@ -139,7 +139,7 @@ class Context:
 
     @cached_property
     def sequence_parallel(self) -> int:
-        """Ulysses (FSDP, VeOmni); the two keys mean the same (workers/config/actor.py:318)."""
+        """Ulysses (FSDP, VeOmni); the two keys mean the same (workers/config/actor.py:329)."""
         inner = self.actor.get("fsdp_config") or self.actor.get("veomni") or {}
         return max(
             int(self.actor.get("ulysses_sequence_parallel_size") or 1),
@@ -222,7 +222,7 @@ def shape_asked(c: Context) -> Iterator[Problem]:
             valid=f"1 to {shape.gpus_per_node}",
             fix=f"trainer.n_gpus_per_node={shape.gpus_per_node}",
             key="trainer.n_gpus_per_node",
-            source="verl/single_controller/ray/base.py:224 _check_resource_available",
+            source="verl/single_controller/ray/base.py:226 _check_resource_available",
         )
     if nodes > shape.nodes:
         yield Problem(
@@ -230,7 +230,7 @@ def shape_asked(c: Context) -> Iterator[Problem]:
             valid=f"1 to {shape.nodes}",
             fix=f"trainer.nnodes={shape.nodes}",
             key="trainer.nnodes",
-            source="verl/single_controller/ray/base.py:224 _check_resource_available",
+            source="verl/single_controller/ray/base.py:226 _check_resource_available",
         )
 
 
@@ -252,7 +252,7 @@ def all_pools(c: Context) -> Iterator[Problem]:
 
 
 def choices(c: Context) -> Iterator[Problem]:
-    """Names that verl looks up: workers/config/actor.py:200, core_algos.py, kl types of core_algos.py:2216."""
+    """Names that verl looks up: workers/config/actor.py:220, core_algos.py, kl types of core_algos.py:2216."""
     penalty = str(c.algorithm["kl_penalty"])
     found: list[tuple[str, Any, tuple[str, ...]]] = [
         ("actor_rollout_ref.actor.loss_agg_mode", c.actor["loss_agg_mode"], AGGREGATIONS),
@@ -309,13 +309,13 @@ def estimator_version(c: Context) -> Iterator[Problem]:
             "algorithm.adv_estimator=gdpo needs the names of the single rewards that the reward function returns",
             fix="+algorithm.gdpo_reward_keys=[format_reward,accuracy_reward]",
             key="algorithm.gdpo_reward_keys",
-            source="verl/trainer/ppo/core_algos.py:416",
+            source="verl/trainer/ppo/core_algos.py:414",
         )
 
 
 def group_size(c: Context) -> Iterator[Problem]:
     """One response has no group: GRPO's advantage is then the bare score, RLOO's and OPO's nothing to compare with
-    (core_algos.py:319 `len(id2score[idx]) == 1`), and training goes on, pointless."""
+    (core_algos.py:315 `len(id2score[idx]) == 1`), and training goes on, pointless."""
     name = c.algorithm["adv_estimator"]
     if name in GROUPED and c.n == 1:
         yield Problem(
@@ -323,7 +323,7 @@ def group_size(c: Context) -> Iterator[Problem]:
             valid="actor_rollout_ref.rollout.n: 2 or more",
             fix="actor_rollout_ref.rollout.n=8",
             key="actor_rollout_ref.rollout.n",
-            source="verl/trainer/ppo/core_algos.py:319",
+            source="verl/trainer/ppo/core_algos.py:315",
         )
 
 
@@ -343,7 +343,7 @@ def critic_presence(c: Context) -> Iterator[Problem]:
 
 def kl_gates(c: Context) -> Iterator[Problem]:
     """A coefficient of 0 behind an open gate pays for a reference pass that changes nothing; both gates count the KL
-    twice, of which verl only prints a notice (utils/config.py:181)."""
+    twice, of which verl only prints a notice (utils/config.py:185)."""
     gates = [
         ("actor_rollout_ref.actor.use_kl_loss", c.actor["use_kl_loss"], c.actor["kl_loss_coef"]),
         ("algorithm.use_kl_in_reward", c.algorithm["use_kl_in_reward"], c.algorithm["kl_ctrl"]["kl_coef"]),
@@ -354,7 +354,7 @@ def kl_gates(c: Context) -> Iterator[Problem]:
             valid="one of actor_rollout_ref.actor.use_kl_loss and algorithm.use_kl_in_reward",
             fix="algorithm.use_kl_in_reward=false",
             key="kl",
-            source="verl/utils/config.py:181",
+            source="verl/utils/config.py:185",
         )
 
 
@@ -362,7 +362,7 @@ def kl_gates(c: Context) -> Iterator[Problem]:
 
 
 def batch_over_ranks(c: Context) -> Iterator[Problem]:
-    """utils/config.py:85-112 (FSDP: all ranks; megatron: data parallel ranks x micro-batch); not with dynamic batches.
+    """utils/config.py:97-127 (FSDP: all ranks; megatron: data parallel ranks x micro-batch); not with dynamic batches.
 
     With dynamic batches the V1 trainer fills a batch up with dummies (trainer_base.py:1619), V0 does not
     (single_controller/base/decorator.py chunks evenly).
@@ -384,12 +384,12 @@ def batch_over_ranks(c: Context) -> Iterator[Problem]:
             valid=f"data.train_batch_size: multiples of {per_prompt}",
             fix=f"responses_per_step={fixed * c.n}",
             key="data.train_batch_size",
-            source="verl/utils/config.py:109 validate_config",
+            source="verl/utils/config.py:124 validate_config",
         )
 
 
 def mini_batch(c: Context) -> Iterator[Problem]:
-    """The mini-batch is at most the batch: workers/config/actor.py:224, critic.py:132 (not asked with dynamic batches,
+    """The mini-batch is at most the batch: workers/config/actor.py:225, critic.py:125 (not asked with dynamic batches,
     where V1 would fill the batch up with dummies to the size of a mini-batch)."""
     parts = [("actor_rollout_ref.actor", c.actor), *([("critic", c.critic)] if c.critic_on else [])]
     for name, part in parts:
@@ -400,12 +400,12 @@ def mini_batch(c: Context) -> Iterator[Problem]:
                 valid=f"1 to {c.batch}",
                 fix="updates_per_step=1",
                 key=f"{name}.ppo_mini_batch_size",
-                source="verl/workers/config/actor.py:224",
+                source="verl/workers/config/actor.py:225",
             )
 
 
 def mini_batch_over_ranks(c: Context) -> Iterator[Problem]:
-    """`mini_batch_size % data parallel size == 0`, counted in responses (workers/engine_workers.py:262)."""
+    """`mini_batch_size % data parallel size == 0`, counted in responses (workers/engine_workers.py:267)."""
     ranks = c.world // c.training_parallel
     parts = [("actor_rollout_ref.actor", c.actor), *([("critic", c.critic)] if c.critic_on else [])]
     for name, part in parts:
@@ -418,7 +418,7 @@ def mini_batch_over_ranks(c: Context) -> Iterator[Problem]:
                 valid=f"{name}.ppo_mini_batch_size: multiples of {step}",
                 fix=f"{name}.ppo_mini_batch_size={max(step, int(part['ppo_mini_batch_size']) // step * step)}",
                 key=f"{name}.ppo_mini_batch_size",
-                source="verl/workers/engine_workers.py:262",
+                source="verl/workers/engine_workers.py:267",
             )
 
 
@@ -436,8 +436,8 @@ def mini_batches_in_batch(c: Context) -> Iterator[Problem]:
 
 
 def micro_batch_given(c: Context) -> Iterator[Problem]:
-    """Exactly one of `*micro_batch_size` and `*micro_batch_size_per_gpu`, and the latter: workers/config/actor.py:180,
-    critic.py:107, utils/config.py:158-178; the workers read only `_per_gpu` (engine_workers.py:636)."""
+    """Exactly one of `*micro_batch_size` and `*micro_batch_size_per_gpu`, and the latter: workers/config/actor.py:200,
+    critic.py:108, utils/config.py:155-181; the workers read only `_per_gpu` (engine_workers.py:636)."""
     parts: list[tuple[str, Mapping[str, Any], str]] = []
     if not c.actor["use_dynamic_bsz"]:
         parts += [
@@ -456,7 +456,7 @@ def micro_batch_given(c: Context) -> Iterator[Problem]:
                 valid="a micro-batch size, or actor_rollout_ref.actor.use_dynamic_bsz=true",
                 fix=f"{name}.{key}_per_gpu=1",
                 key=f"{name}.{key}_per_gpu",
-                source="verl/utils/config.py:158 check_mutually_exclusive",
+                source="verl/utils/config.py:155 check_mutually_exclusive",
             )
         elif total is not None and not (name == "critic" and total == per_gpu):
             yield Problem(
@@ -464,14 +464,14 @@ def micro_batch_given(c: Context) -> Iterator[Problem]:
                 valid="only the second; the first is deprecated",
                 fix=f"{name}.{key}=null",
                 key=f"{name}.{key}",
-                source="verl/utils/config.py:164 check_mutually_exclusive",
+                source="verl/utils/config.py:158 check_mutually_exclusive",
             )
         elif total is not None:  # verl derives the critic's second from the first, then refuses the pair
             yield Problem(
                 f"{name}.{key} is deprecated, and verl refuses it",
                 fix=f"{name}.{key}=null {name}.{key}_per_gpu={total}",
                 key=f"{name}.{key}",
-                source="verl/workers/config/critic.py:107",
+                source="verl/workers/config/critic.py:108",
             )
 
 
@@ -544,7 +544,7 @@ def token_budget(c: Context) -> Iterator[Problem]:
 
 
 def micro_batch_legacy(c: Context) -> Iterator[Problem]:
-    """The deprecated global micro-batch must divide the mini-batch and cover the ranks (workers/config/actor.py:231,
+    """The deprecated global micro-batch must divide the mini-batch and cover the ranks (workers/config/actor.py:233,
     critic.py:111). The workers never read it, so `micro_batch_given` refuses it anyway; this names the numbers."""
     parts = [("actor_rollout_ref.actor", c.actor), *([("critic", c.critic)] if c.critic_on else [])]
     for name, part in parts:
@@ -557,7 +557,7 @@ def micro_batch_legacy(c: Context) -> Iterator[Problem]:
                 f"and be at least {c.world // c.sequence_parallel}",
                 fix=f"{name}.ppo_micro_batch_size=null",
                 key=f"{name}.ppo_micro_batch_size",
-                source="verl/workers/config/actor.py:231",
+                source="verl/workers/config/actor.py:233",
             )
 
 
@@ -580,7 +580,7 @@ def rollout_world(c: Context) -> Iterator[Problem]:
 
 
 def rollout_nodes(c: Context) -> Iterator[Problem]:
-    """A copy of the rollout fills nodes or shares one: else it would straddle two (workers/rollout/replica.py:113
+    """A copy of the rollout fills nodes or shares one: else it would straddle two (workers/rollout/replica.py:114
     counts its nodes as if it did not), and vLLM with data parallel copies asserts `gpus_per_node % tp == 0`
     (vllm_async_server.py:385)."""
     _, per_node = c.rollout_pool
@@ -590,7 +590,7 @@ def rollout_nodes(c: Context) -> Iterator[Problem]:
             valid=f"tp: {_list(_valid_tp(c))}",
             fix=_fix_tp(c),
             key="tp",
-            source="verl/workers/rollout/replica.py:113",
+            source="verl/workers/rollout/replica.py:114",
         )
     elif int(c.rollout["data_parallel_size"]) > 1 and per_node and per_node % c.tp:
         yield Problem(
@@ -649,12 +649,12 @@ def rollout_name(c: Context) -> Iterator[Problem]:
             valid="async",
             fix="actor_rollout_ref.rollout.mode=async",
             key="actor_rollout_ref.rollout.mode",
-            source="verl/workers/config/rollout.py:293",
+            source="verl/workers/config/rollout.py:283",
         )
 
 
 def rollout_parallel(c: Context) -> Iterator[Problem]:
-    """`expert_parallel_size == tp x dp` when above 1; no pipeline parallelism (workers/config/rollout.py:306, 333)."""
+    """`expert_parallel_size == tp x dp` when above 1; no pipeline parallelism (workers/config/rollout.py:295, 322)."""
     expert, name = int(c.rollout.get("expert_parallel_size") or 1), c.rollout["name"]
     wanted = c.tp * int(c.rollout["data_parallel_size"])
     if expert > 1 and name != "trtllm" and expert != wanted:
@@ -663,7 +663,7 @@ def rollout_parallel(c: Context) -> Iterator[Problem]:
             valid=f"1, or {wanted}",
             fix=f"actor_rollout_ref.rollout.expert_parallel_size={wanted}",
             key="actor_rollout_ref.rollout.expert_parallel_size",
-            source="verl/workers/config/rollout.py:306",
+            source="verl/workers/config/rollout.py:295",
         )
     if int(c.rollout["pipeline_model_parallel_size"]) > 1 and name in ROLLOUTS:
         yield Problem(
@@ -672,12 +672,12 @@ def rollout_parallel(c: Context) -> Iterator[Problem]:
             valid="1",
             fix="actor_rollout_ref.rollout.pipeline_model_parallel_size=1",
             key="actor_rollout_ref.rollout.pipeline_model_parallel_size",
-            source="verl/workers/config/rollout.py:333",
+            source="verl/workers/config/rollout.py:322",
         )
 
 
 def training_world(c: Context) -> Iterator[Problem]:
-    """`n_gpus % (tp x pp x cp) == 0` for megatron (utils/config.py:86), and Ulysses groups for FSDP."""
+    """`n_gpus % (tp x pp x cp) == 0` for megatron (utils/config.py:110), and Ulysses groups for FSDP."""
     if c.world % c.training_parallel:
         megatron = c.actor["strategy"] == "megatron"
         name = "tp x pp x cp of actor_rollout_ref.actor.megatron" if megatron else "the sequence parallel size"
@@ -685,7 +685,7 @@ def training_world(c: Context) -> Iterator[Problem]:
             f"{name} = {c.training_parallel} does not divide the {_count(c.world, 'rank')}",
             valid=_list(_divisors(c.world)),
             key=f"actor_rollout_ref.actor.{'megatron' if megatron else 'ulysses_sequence_parallel_size'}",
-            source="verl/utils/config.py:86",
+            source="verl/utils/config.py:110",
         )
     if c.critic_on and c.critic["strategy"] == "megatron" and c.world % _megatron(c.critic["megatron"]):
         yield Problem(
@@ -698,7 +698,7 @@ def training_world(c: Context) -> Iterator[Problem]:
 
 
 def sequence_parallel(c: Context) -> Iterator[Problem]:
-    """Ulysses needs packed sequences (workers/config/actor.py:345, fsdp/transformer_impl.py:148) and its size must
+    """Ulysses needs packed sequences (workers/config/actor.py:340, fsdp/transformer_impl.py:148) and its size must
     divide the attention heads (models/transformers/monkey_patch.py)."""
     if c.sequence_parallel <= 1:
         return
@@ -709,7 +709,7 @@ def sequence_parallel(c: Context) -> Iterator[Problem]:
             valid="actor_rollout_ref.model.use_remove_padding=true",
             fix="actor_rollout_ref.model.use_remove_padding=true",
             key="actor_rollout_ref.model.use_remove_padding",
-            source="verl/workers/config/actor.py:345",
+            source="verl/workers/config/actor.py:340",
         )
     if c.arch is not None and c.arch.heads % c.sequence_parallel:
         yield Problem(
@@ -755,7 +755,7 @@ def strategies(c: Context) -> Iterator[Problem]:
 
 
 def temperature(c: Context) -> Iterator[Problem]:
-    """`rollout.temperature > 0` when validation samples (utils/config.py:204); the log-probs of training are divided by
+    """`rollout.temperature > 0` when validation samples (utils/config.py:201); the log-probs of training are divided by
     it (workers/engine/fsdp/transformer_impl.py:1163), so it cannot be 0 at all."""
     value = c.rollout["temperature"]
     if not isinstance(value, int | float) or value <= 0:
@@ -764,7 +764,7 @@ def temperature(c: Context) -> Iterator[Problem]:
             valid="a number above 0",
             fix="actor_rollout_ref.rollout.temperature=1.0",
             key="actor_rollout_ref.rollout.temperature",
-            source="verl/utils/config.py:204",
+            source="verl/utils/config.py:201",
         )
     val = c.rollout["val_kwargs"]
     if int(val["n"]) > 1 and not val["do_sample"]:
@@ -776,7 +776,7 @@ def temperature(c: Context) -> Iterator[Problem]:
 
 
 def validation(c: Context) -> Iterator[Problem]:
-    """Without validation there is no score (trainer_base.py:476 `test_freq > 0`): a comparison would be empty."""
+    """Without validation there is no score (trainer_base.py:491 `test_freq > 0`): a comparison would be empty."""
     metric = str((c.config.get("objective") or {}).get("metric", "auto"))
     if int(c.trainer["test_freq"]) <= 0 and (metric == "auto" or metric.startswith("val-")):
         yield Problem(
@@ -784,7 +784,7 @@ def validation(c: Context) -> Iterator[Problem]:
             valid="1 or more; or an objective of training",
             fix="trainer.test_freq=5, or objective.metric=critic/score/mean",
             key="trainer.test_freq",
-            source="verl/trainer/ppo/v1/trainer_base.py:476",
+            source="verl/trainer/ppo/v1/trainer_base.py:491",
         )
     if c.trainer["val_only"]:
         yield Problem(
@@ -796,8 +796,8 @@ def validation(c: Context) -> Iterator[Problem]:
 
 
 def steps(c: Context) -> Iterator[Problem]:
-    """The loop ends with the epochs too (trainer_base.py:462), and then without the last validation and checkpoint,
-    which only the last of `total_training_steps` brings (:463, :476)."""
+    """The loop ends with the epochs too (trainer_base.py:467), and then without the last validation and checkpoint,
+    which only the last of `total_training_steps` brings (:481, :491)."""
     per_epoch = schedule.steps_per_epoch(c.config)
     asked, epochs = c.trainer["total_training_steps"], int(c.trainer["total_epochs"])
     if per_epoch is None or per_epoch == 0:
@@ -810,7 +810,7 @@ def steps(c: Context) -> Iterator[Problem]:
             valid=f"trainer.total_epochs: {least} or more",
             fix=f"trainer.total_epochs={least}",
             key="trainer.total_epochs",
-            source="verl/trainer/ppo/v1/trainer_base.py:462",
+            source="verl/trainer/ppo/v1/trainer_base.py:467",
         )
 
 
@@ -945,7 +945,7 @@ def size(c: Context) -> Iterator[Problem]:
 
 
 def lora(c: Context) -> Iterator[Problem]:
-    """vLLM's largest LoRA rank (workers/rollout/vllm_rollout/utils.py:83, asked by utils/config.py:209)."""
+    """vLLM's largest LoRA rank (workers/rollout/vllm_rollout/utils.py:83, asked by utils/config.py:215)."""
     nested = c.model.get("lora") or {}
     rank = int(nested.get("rank") or 0) or int(c.model.get("lora_rank") or 0)
     if rank > LORA_MOST and not nested.get("merge") and c.rollout["name"] == "vllm":
@@ -1052,12 +1052,12 @@ def separate_pools(c: Context) -> Iterator[Problem]:
 
 
 def resume_path(c: Context) -> Iterator[Problem]:
-    """A start from another run's checkpoint (trainer_base.py:865; FSDP shards are named by the world size,
+    """A start from another run's checkpoint (trainer_base.py:867; FSDP shards are named by the world size,
     utils/checkpoint/fsdp_checkpoint_manager.py)."""
     if c.trainer["resume_mode"] != "resume_path":
         return
     path, key = c.trainer["resume_from_path"], "trainer.resume_from_path"
-    source = "verl/trainer/ppo/v1/trainer_base.py:866"
+    source = "verl/trainer/ppo/v1/trainer_base.py:867"
     if not isinstance(path, str) or "global_step_" not in path:
         yield Problem(
             f"{key}={_show(path)} is not a checkpoint of verl",
