@@ -962,11 +962,11 @@ def lora(c: Context) -> Iterator[Problem]:
 
 
 def separate_async(c: Context) -> Iterator[Problem]:
-    """trainer_separate_async.py:55-75: the batch is what is trained between two weight updates; own GPUs."""
+    """trainer_separate_async.py:56-76: the batch is what is trained between two weight updates; own GPUs."""
     if not schedule.separate(c.config):
         return
     every = int(c.trainer["v1"]["separate_async"]["parameter_sync_step"])
-    source = "verl/trainer/ppo/v1/trainer_separate_async.py:55"
+    source = "verl/trainer/ppo/v1/trainer_separate_async.py:56"
     if c.batch != every * c.mini:
         yield Problem(
             f"data.train_batch_size={c.batch} is not parameter_sync_step x ppo_mini_batch_size = {every} x {c.mini}",

@@ -290,7 +290,7 @@ CITED = {
     "trainer/ppo/v1/trainer_base.py:824": "n_gpus_per_node",
     "trainer/ppo/v1/trainer_base.py:867": "global_step_",
     "trainer/ppo/v1/trainer_base.py:1743": "_compute_advantage",
-    "trainer/ppo/v1/trainer_separate_async.py:55": "train_batch_size",
+    "trainer/ppo/v1/trainer_separate_async.py:56": "train_batch_size",
     "utils/config.py:110": "model_parallel_size",
     "utils/config.py:124": "real_train_batch_size",
     "utils/config.py:155": "at least one",
