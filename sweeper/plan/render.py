@@ -13,6 +13,8 @@ from sweeper.engines.base import Shape
 from sweeper.errors import Problem
 from sweeper.plan.plan import Plan, Sized
 
+FIXED = 3
+"""The first columns are always there; one of the others only where a trial has something in it."""
 SHOWN = 40
 """Rows printed before the rest is counted; `--json` always has all."""
 
@@ -25,10 +27,8 @@ def text(plan: Plan, out: TextIO) -> None:
     print(f"plan: {len(plan.sized)} trial{'s' * (len(plan.sized) != 1)} on {where}", file=out)
     head = ["trial", "varies", "needs", "steps", "responses/step", "memory/rank", "GPU-hours", ""]
     body = [_row(s) for s in plan.sized[:SHOWN]]
-    if not any(r[6] for r in body):
-        head.pop(6)
-        for r in body:
-            r.pop(6)
+    shown = [i for i in range(len(head)) if i < FIXED or any(r[i] for r in body)]
+    head, body = [head[i] for i in shown], [[r[i] for i in shown] for r in body]
     widths = [max(len(r[i]) for r in [head, *body]) for i in range(len(head))]
     for r in [head, *body]:
         print("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip(), file=out)

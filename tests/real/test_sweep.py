@@ -145,7 +145,7 @@ def test_a_reward_that_raises_fails_its_trial_with_the_cause_and_no_other(tmp_pa
     done = sweep(
         tmp_path,
         "-m",
-        "+reward.custom_reward_function.name=compute_score,score",
+        "reward.custom_reward_function.name=compute_score,score",
         *SHORT,
         f"reward.custom_reward_function.path={tmp_path}/both.py",
     )
