@@ -28,7 +28,7 @@ def _ours(key: str, value: Any) -> list[Problem]:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     whole = number and float(value).is_integer()
     good = number and value > 0 if key == "lr" else whole and (value >= 1 or key == "seed")
-    return [] if good else [Problem(f"{key}={value} is not {NAMES[key]}", valid=NAMES[key], key=key)]
+    return [] if good else [Problem(f"{key}={value} is not {NAMES[key]}", key=key)]
 
 
 def _theirs(key: str, value: Any, model_engine: str) -> list[Problem]:
