@@ -1,7 +1,7 @@
 """How quick planning is, beside Hydra alone, in one run.
 
-Prints, as medians: `python sweep.py --help` and a plan of 2 trials against a process that imports Hydra and composes verl's
-own config once; and the seconds to plan 1,000 trials against Hydra's compose time for as many.
+Prints, as medians: `python sweep.py --help` and a plan of 2 trials against a process that imports Hydra and composes
+verl's own config once; and the seconds to plan 1,000 trials against Hydra's compose time for as many.
 
     python benchmarks/plan_speed.py [--repeats 5] [--trials 1000]
 """

@@ -1,7 +1,7 @@
 """Values of the wrong kind, where verl's own default says what kind a key holds.
 
-Guarantees: only what is surely wrong is named (text where a number is, text where true or false is); null is left alone,
-and so is a key whose default is null or text. verl's YAML has no types of its own: it would find out while it starts.
+Guarantees: only what is surely wrong is named (text where a number is, text where true or false is); null is left
+alone, and so is a key whose default is null or text. verl's YAML has no types of its own: it would find out while it starts.
 """
 
 from __future__ import annotations
