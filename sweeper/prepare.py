@@ -61,15 +61,10 @@ def needed(config: Mapping[str, Any], cache_root: Path | None = None) -> list[Bu
     return builds
 
 
-_ENGINE_DEFAULT = "~/data/rlhf/gsm8k/train.parquet"  # of verl's data.train_files: nobody typed it
-
-
 def _uses_ours(config: Mapping[str, Any], cache_root: Path | None) -> bool:
     given = config["data"].get("train_files")
     first = given[0] if isinstance(given, list) and given else given
-    return first in (None, [], _ENGINE_DEFAULT) or Path(str(first)).parent == environments.folder_of(
-        config["environment"], cache_root
-    )
+    return not first or Path(str(first)).parent == environments.folder_of(config["environment"], cache_root)
 
 
 def command(builds: Iterable[Build], python: str) -> list[str]:

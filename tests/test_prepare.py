@@ -20,7 +20,7 @@ def config(**changes: Any) -> dict[str, Any]:
     made: dict[str, Any] = {
         "model": {"name": "tiny", "build": "tiny", "path": None, "arch": {"layers": 2, "hidden": 64}},
         "environment": {"name": "arithmetic", "kind": "arithmetic", "largest": 9, "held_out": 0.25, "seed": 0},
-        "data": {"train_files": "~/data/rlhf/gsm8k/train.parquet", "train_batch_size": 8},
+        "data": {"train_files": None, "train_batch_size": 8},
         "actor_rollout_ref": {"model": {"path": None}},
         "engine": {"python": None, "env": {}},
     }

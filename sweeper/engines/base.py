@@ -6,8 +6,8 @@ processes), it names every problem of a config before anything is spent, and it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -130,8 +130,8 @@ class Engine(Protocol):
         """The nodes and ranks that the config asks for."""
         ...
 
-    def workload(self, config: Config) -> Workload:
-        """How much the config asks the engine to compute."""
+    def workload(self, config: Config, shape: Shape) -> Workload:
+        """How much the config asks the engine to compute, and the memory that takes on that shape."""
         ...
 
     def job(self, config: Config, paths: AttemptPaths) -> Job:
@@ -163,7 +163,7 @@ class Shape:
     """Memory per accelerator; on a CPU cluster, memory per rank."""
     launchable: bool = True
     """Whether this release can start jobs there (else it can only be planned for)."""
-    notes: Sequence[str] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @property
     def gpus(self) -> int:

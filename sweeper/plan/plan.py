@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sweeper import clusters, engines
+from sweeper.config import schema
 from sweeper.config.compose import Composed, compose_points
 from sweeper.config.space import points
 from sweeper.engines.base import Config, Gang, Shape, Workload
@@ -25,7 +26,7 @@ SWEEP_LEVEL = ("name", "project", "store", "plan", "output", "tracking", "search
 
 @dataclass(frozen=True, slots=True)
 class Sized:
-    """A trial with what it needs; the needs are unknown for a config that is too broken to tell."""
+    """A trial with what it needs; that is not asked of a config that cannot run."""
 
     trial: Trial
     gang: Gang | None
@@ -83,6 +84,10 @@ def make(overrides: Sequence[str]) -> Plan:
     known: dict[str, Shape] = {}
     for index, item in enumerate(composed):
         trial_id = f"{index:0{width}d}"
+        if wrong := schema.check(item.config):
+            trial = Trial(trial_id, item.point, item.config, tuple(wrong))
+            sized.append(Sized(trial, None, None, None))
+            continue
         key = repr(item.config["cluster"])
         if key not in known:
             known[key] = clusters.shape(item.config["cluster"])
@@ -93,13 +98,11 @@ def make(overrides: Sequence[str]) -> Plan:
 
 def _sized(trial_id: str, point: Any, config: Config, explicit: Mapping[str, Any], shape: Shape) -> Sized:
     engine = engines.get(config["engine"]["name"])
-    # Binding comes first: rules read what the trainer will read. A config that cannot be bound is not checked further,
-    # since every later complaint would be about a half-written config.
-    problems = engine.bind(config, explicit, shape)
+    # Binding comes first: rules read what the trainer will read.
+    problems = [*dict.fromkeys([*engine.bind(config, explicit, shape), *engine.check(config, shape)])]
     if problems:
         return Sized(Trial(trial_id, point, config, tuple(problems)), None, None, None)
-    problems = engine.check(config, shape)
-    gang, work = engine.gang(config), engine.workload(config)
+    gang, work = engine.gang(config), engine.workload(config, shape)
     cost = estimate(
         params=work.params,
         steps=work.steps,
@@ -110,7 +113,7 @@ def _sized(trial_id: str, point: Any, config: Config, explicit: Mapping[str, Any
         critic=work.critic,
         gpu=shape.gpu,
     )
-    return Sized(Trial(trial_id, point, config, tuple(problems)), gang, work, cost)
+    return Sized(Trial(trial_id, point, config), gang, work, cost)
 
 
 def space_notes(space: Any) -> list[str]:

@@ -21,10 +21,9 @@ SHOWN = 40
 
 def text(plan: Plan, out: TextIO) -> None:
     """Print the plan."""
-    shape = next(iter(plan.shapes.values()))
-    several = len({id(s) for s in plan.shapes.values()}) > 1
-    where = "several clusters" if several else _shape(shape)
-    print(f"plan: {len(plan.sized)} trial{'s' * (len(plan.sized) != 1)} on {where}", file=out)
+    shapes = [*dict.fromkeys(plan.shapes.values())]
+    where = f" on {_shape(shapes[0])}" if len(shapes) == 1 else " on several clusters" if shapes else ""
+    print(f"plan: {len(plan.sized)} trial{'s' * (len(plan.sized) != 1)}{where}", file=out)
     head = ["trial", "varies", "needs", "steps", "responses/step", "memory/rank", "GPU-hours", ""]
     body = [_row(s) for s in plan.sized[:SHOWN]]
     shown = [i for i in range(len(head)) if i < FIXED or any(r[i] for r in body)]
@@ -36,7 +35,7 @@ def text(plan: Plan, out: TextIO) -> None:
         print(f"... and {len(plan.sized) - SHOWN} more (all with --json)", file=out)
     if plan.gpu_hours is not None:
         print(f"about {plan.gpu_hours:,.1f} GPU-hours in all, an estimate from above on tokens", file=out)
-    for note in (*plan.notes, *shape.notes):
+    for note in (*plan.notes, *(note for shape in shapes for note in shape.notes)):
         print(f"note: {note}", file=out)
     problems(plan.problems, out, total=len(plan.sized))
 
@@ -62,7 +61,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             {
                 "trial": s.trial.id,
                 "varied": dict(s.trial.point.varied),
-                "cluster": plan.shapes[s.trial.id].name,
+                "cluster": plan.shapes[s.trial.id].name if s.trial.id in plan.shapes else None,
                 "nodes": s.gang.nodes if s.gang else None,
                 "gpus_per_node": s.gang.gpus_per_node if s.gang else None,
                 "gpus": s.gang.gpus if s.gang else None,

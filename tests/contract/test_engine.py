@@ -37,7 +37,7 @@ def test_checking_sizing_and_making_a_job_change_nothing(engine: Engine, tmp_pat
     config = bound(engine)
     before = copy.deepcopy(config)
     engine.check(config, CPU)
-    engine.workload(config)
+    engine.workload(config, CPU)
     engine.gang(config)
     engine.job(config, AttemptPaths(tmp_path, tmp_path / "checkpoints"))
     assert config == before
@@ -61,7 +61,7 @@ def test_a_job_fits_its_gang_and_can_be_written_down(engine: Engine, tmp_path: P
     job = engine.job(config, AttemptPaths(tmp_path, tmp_path / "checkpoints"))
     assert job.gang == engine.gang(config)
     assert job.gang.gpus <= CPU.gpus
-    assert job.total_steps == engine.workload(config).steps > 0
+    assert job.total_steps == engine.workload(config, CPU).steps > 0
     json.dumps([job.argv, dict(job.env), dict(job.files)])
     assert not any(Path(name).is_absolute() for name in job.files)
 

@@ -13,7 +13,7 @@ from sweeper.cli.main import _parser
 from sweeper.config.hydra_app import initialized
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "experiments").rglob("*.md"))]
 
 
 def commands() -> list[tuple[str, str]]:

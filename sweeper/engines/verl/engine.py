@@ -13,7 +13,7 @@ from typing import Any
 
 from sweeper import environments, models
 from sweeper.engines.base import AttemptPaths, Config, Gang, Job, Progress, Shape, Workload
-from sweeper.engines.verl import job, kinds, metrics, names, root_cause, rules, schedule
+from sweeper.engines.verl import job, metrics, names, root_cause, rules, schedule
 from sweeper.engines.verl.cpu import overlay
 from sweeper.errors import Problem
 
@@ -26,8 +26,6 @@ class VerlEngine:
     def bind(self, config: Config, explicit: Mapping[str, Any], shape: Shape) -> list[Problem]:
         """Write our names, the cluster, the model and the data into verl's keys, in place."""
         typed = {key.lstrip("+~"): value for key, value in explicit.items()}
-        if wrong := kinds.check(typed, str(config.get("model_engine", "dp"))):
-            return wrong  # arithmetic on such a value would fail where nobody expects it
         if shape.device == "cpu":
             _lay_cpu(config, typed)
         problems = names.bind(config, typed)  # after the overlay, whose defaults give way to a typed `tp`
@@ -47,9 +45,9 @@ class VerlEngine:
         """The nodes and ranks that verl asks Ray for."""
         return job.gang(config)
 
-    def workload(self, config: Config) -> Workload:
+    def workload(self, config: Config, shape: Shape) -> Workload:
         """How much the config asks verl to compute."""
-        return schedule.workload(config)
+        return schedule.workload(config, shape)
 
     def job(self, config: Config, paths: AttemptPaths) -> Job:
         """`python -m verl.trainer.main_ppo` on a complete config file."""

@@ -21,15 +21,7 @@ from sweeper.engines.base import AttemptPaths, Config, Gang, Job
 from sweeper.engines.verl import preload, schedule
 from sweeper.engines.verl.base_config import load
 from sweeper.engines.verl.cpu import environment as cpu_environment
-
-OURS = frozenset(
-    (
-        "name", "project", "seed", "lr", "kl", "tp", "responses_per_step", "updates_per_step", "binding", "model",
-        "environment", "cluster", "engine", "search", "tracking", "objective", "store", "plan", "output",
-        "max_concurrent",
-    )
-)  # fmt: skip
-"""Root keys that are not the trainer's (docs/adr/0001); all others are handed to it."""
+from sweeper.trial.identity import OURS
 
 CONFIG, METRICS, SCRIPT = "trainer.yaml", "metrics.jsonl", "command.sh"
 

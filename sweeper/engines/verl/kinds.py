@@ -1,46 +1,66 @@
 """Values of the wrong kind, where verl's own default says what kind a key holds.
 
 Guarantees: only what is surely wrong is named (text where a number is, text where true or false is); null is left
-alone, and so is a key whose default is null or text. verl's YAML has no types of its own: it would find out while it starts.
+alone, and so is a key whose default is null or text. verl's YAML has no types of its own: it would find out while it
+starts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from sweeper.config import tree
+from sweeper.engines.base import Config
 from sweeper.engines.verl.base_config import load
 from sweeper.errors import Problem
 
 NAMES = {"lr": "a rate above 0, as 1e-6", "tp": "a whole number from 1", "seed": "a whole number"}
 
 
-def check(explicit: Mapping[str, Any], model_engine: str) -> list[Problem]:
-    """The typed values that cannot be meant; `explicit` is dotted key -> value."""
-    return [p for key, value in explicit.items() for p in _ours(key, value) or _theirs(key, value, model_engine)]
+def check(config: Config) -> list[Problem]:
+    """Every value that cannot be meant, ours and verl's."""
+    return [*_ours(config), *_theirs(config)]
 
 
-def _ours(key: str, value: Any) -> list[Problem]:
-    if key not in NAMES or value is None:
-        return []
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    whole = number and float(value).is_integer()
-    good = number and value > 0 if key == "lr" else whole and (value >= 1 or key == "seed")
-    return [] if good else [Problem(f"{key}={value} is not {NAMES[key]}", key=key)]
+def _ours(config: Config) -> Iterator[Problem]:
+    for name, kind in NAMES.items():
+        value = config.get(name)
+        if value is not None and not _good(name, value):
+            yield Problem(f"{name}={value} is not {kind}", key=name)
 
 
-def _theirs(key: str, value: Any, model_engine: str) -> list[Problem]:
-    default = _default(key, model_engine)
-    if isinstance(value, str) and "${" not in value:
+def _good(name: str, value: Any) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    if name == "lr":
+        return value > 0
+    return float(value).is_integer() and (name == "seed" or value >= 1)
+
+
+def _theirs(config: Config) -> Iterator[Problem]:
+    for path, default in _typed_leaves(str(config.get("model_engine", "dp"))):
+        value: Any = config
+        for part in path:
+            value = value.get(part) if isinstance(value, dict) else None
+        if not isinstance(value, str):
+            continue
+        key = ".".join(path)
         if isinstance(default, bool):
-            return [Problem(f"{key}={value} is neither true nor false", valid="true, false", key=key)]
-        if isinstance(default, int | float):
-            return [Problem(f"{key}={value} is not a number", valid=f"a number, as verl's own {default}", key=key)]
-    return []
+            yield Problem(f"{key}={value} is neither true nor false", valid="true, false", key=key)
+        else:
+            yield Problem(f"{key}={value} is not a number", valid=f"a number, as verl's own {default}", key=key)
 
 
-@lru_cache(maxsize=4096)
-def _default(key: str, model_engine: str) -> Any:
-    return tree.get(load(model_engine), key, None)
+@lru_cache
+def _typed_leaves(model_engine: str) -> tuple[tuple[tuple[str, ...], Any], ...]:
+    """Where verl's default is a number or a truth value: path -> default."""
+    return tuple((path, value) for path, value in _leaves(load(model_engine)) if isinstance(value, bool | int | float))
+
+
+def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*path, str(key)))
+        else:
+            yield (*path, str(key)), value

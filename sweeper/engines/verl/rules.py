@@ -18,7 +18,7 @@ from typing import Any
 
 from sweeper import environments, models
 from sweeper.engines.base import Config, Shape
-from sweeper.engines.verl import schedule
+from sweeper.engines.verl import kinds, schedule
 from sweeper.engines.verl.cpu import ROLLOUT
 from sweeper.environments import rows
 from sweeper.errors import Problem
@@ -166,7 +166,10 @@ def check(config: Config, shape: Shape) -> list[Problem]:
     context = Context(config, shape)
     # Sums on a value that is no number, or on keys of another training engine, only
     # hide the problem that matters.
-    problems = [*numbers(context), *shape_asked(context), *strategies(context)]
+    problems = kinds.check(config)
+    named = {p.key for p in problems}
+    problems += [p for p in numbers(context) if p.key not in named]
+    problems += [*shape_asked(context), *strategies(context)]
     for rule in () if problems else RULES:
         problems += rule(context)
     return list(dict.fromkeys(problems))
@@ -918,12 +921,11 @@ def size(c: Context) -> Iterator[Problem]:
         return
     if c.shape.device == "cpu":
         if c.arch.params > CPU_PARAMETERS:
-            estimate = memory.estimate(c.config, c.arch, 0.0, c.world)
-            least = estimate.min_gpus if estimate else None
-            needs = f" (about {_count(least, '80 GB GPU')})" if least else ""
+            # Weights, gradients and two Adam moments in fp32 (sweeper/plan/memory.py); the rollout comes on top.
+            state = 16 * c.arch.params / 1e9
             yield Problem(
-                f"{_model_name(c)} has {c.arch.params / 1e9:.1f} billion parameters{needs}, and cluster {c.shape.name} "
-                "has no GPU",
+                f"{_model_name(c)} has {c.arch.params / 1e9:.1f} billion parameters: its training state alone takes "
+                f"{state:.0f} GB of GPU memory, and cluster {c.shape.name} has no GPU",
                 valid="model=tiny on a CPU; a cluster with GPUs for this model",
                 fix="model=tiny, or cluster=node_8gpu plan=true",
                 key="model",

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from sweeper import environments, models
-from sweeper.engines.base import Config, Workload
+from sweeper.engines.base import Config, Shape, Workload
 from sweeper.environments import rows
 from sweeper.errors import Problem
 from sweeper.models import facts
+from sweeper.plan import memory
 
 NOT_BOUND = "~/data/rlhf/gsm8k/train.parquet"
 """verl's default of data.train_files: what is left where no environment could be bound."""
@@ -106,11 +107,14 @@ def described(config: Config) -> tuple[facts.Architecture | None, list[Problem]]
     return facts.describe(config)
 
 
-def workload(config: Config) -> Workload:
-    """How much the config computes."""
+def workload(config: Config, shape: Shape) -> Workload:
+    """How much the config computes, and about how much memory that takes a GPU of the shape."""
     data, rollout = config["data"], config["actor_rollout_ref"]["rollout"]
     correction: Mapping[str, Any] = config["algorithm"].get("rollout_correction") or {}
     architecture, _ = described(config)
+    ranks = int(config["trainer"]["nnodes"]) * int(config["trainer"]["n_gpus_per_node"])
+    on_gpus = shape.device == "cuda"
+    needed = memory.estimate(config, architecture, shape.gpu_memory_gib, ranks) if on_gpus else None
     return Workload(
         steps=total_steps(config) or 0,
         responses_per_step=int(data["train_batch_size"]) * int(rollout["n"]),
@@ -120,4 +124,5 @@ def workload(config: Config) -> Workload:
         forward_passes=int(not correction.get("bypass_mode")) + int(needs_reference(config)),
         critic=needs_critic(config),
         params=architecture.params if architecture else None,
+        memory_gib=needed.total_gib if needed else None,
     )

@@ -85,7 +85,7 @@ def test_a_wrong_environment_is_named_beside_all_else() -> None:
 
 def test_steps_end_with_the_epochs() -> None:
     config = bound("trainer.total_training_steps=null", "trainer.total_epochs=2")
-    assert 0 < VerlEngine().workload(config).steps < 1000
+    assert 0 < VerlEngine().workload(config, CPU).steps < 1000
 
 
 def test_a_thousand_trials_are_bound_and_checked_in_five_seconds() -> None:

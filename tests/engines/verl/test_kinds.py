@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 
+from sweeper.config import tree
 from sweeper.engines.verl import kinds
+from sweeper.engines.verl.base_config import load
+
+
+def config_with(key: str, value: object) -> dict[str, Any]:
+    config: dict[str, Any] = {**copy.deepcopy(load("dp")), "lr": None, "tp": None, "seed": 1}
+    tree.put(config, key, value)
+    return config
 
 
 @pytest.mark.parametrize(
@@ -22,7 +33,7 @@ from sweeper.engines.verl import kinds
     ],
 )
 def test_what_cannot_be_meant_is_named(key: str, value: object, word: str) -> None:
-    (problem,) = kinds.check({key: value}, "dp")
+    (problem,) = kinds.check(config_with(key, value))
     assert problem.what.startswith(f"{key}={value}")
     assert word in problem.what
     assert problem.key == key
@@ -43,4 +54,4 @@ def test_what_cannot_be_meant_is_named(key: str, value: object, word: str) -> No
     ],
 )
 def test_what_can_be_meant_passes(key: str, value: object) -> None:
-    assert kinds.check({key: value}, "dp") == []
+    assert kinds.check(config_with(key, value)) == []
