@@ -34,7 +34,7 @@ def execute(plan: Plan, *, resume: bool = False) -> int:
     trials = plan.trials
     config = trials[0].config
     engine = engines.get(config["engine"]["name"])
-    cluster = clusters.get(config["cluster"])
+    cluster = clusters.get(next(iter(plan.shapes.values())))  # what was planned for, not what is free by now
     store = Path(str(plan.settings["store"])).absolute()
     display = events.choose(str(plan.settings["output"]))
     _free(store, plan, resume)
@@ -81,6 +81,7 @@ def execute(plan: Plan, *, resume: bool = False) -> int:
             display=display,
             facts=lambda t: _facts(t, prints[t.id], folder),
             max_concurrent=plan.settings["max_concurrent"],
+            mode=_mode(plan),
         )
         outcomes: Mapping[str, Outcome] = controller.outcomes
         state = "failed"
@@ -90,7 +91,10 @@ def execute(plan: Plan, *, resume: bool = False) -> int:
         finally:
             ledger.append("sweep_ended", data={"state": state})
             tracker.sweep_ended(state)
-            sent = tracker.close(TRACKER_PATIENCE_S)
+            try:
+                sent = tracker.close(TRACKER_PATIENCE_S)
+            except KeyboardInterrupt:  # no more waiting for the store; the records have everything
+                sent = False
             for trial_id, run_id in tracker.run_ids().items():
                 outcomes[trial_id].run_id = run_id
             display.event("sweep_ended", state=state, trials=table.rows(outcomes.values(), _mode(plan)))

@@ -40,11 +40,10 @@ def shape(config: Mapping[str, Any]) -> Shape:
     )
 
 
-def get(config: Mapping[str, Any]) -> Cluster:
-    """The cluster to run on. RequestError if it can only be planned for."""
+def get(found: Shape) -> Cluster:
+    """The cluster of that shape, to run on. RequestError if it can only be planned for."""
     from sweeper.clusters.local import LocalCluster
 
-    found = shape(config)
     if not found.launchable:
         raise RequestError(
             Problem(

@@ -60,7 +60,6 @@ class _Running:
     number: int
     started: float
     steps_s: list[float] = field(default_factory=list)
-    stepped: bool = False
 
 
 class Controller:
@@ -79,20 +78,27 @@ class Controller:
         display: Display,
         facts: Callable[[Trial], tuple[dict[str, Any], dict[str, Any]]],
         max_concurrent: int | None = None,
+        mode: str = "max",
     ) -> None:
-        """`gangs` by trial id; `facts` gives the parameters and tags of a trial for the tracker."""
+        """`gangs` by trial id; `facts` gives the parameters and tags of a trial for the tracker; `mode` says whether
+        the best score is the max or the min."""
         self._engine, self._cluster, self._folder = engine, cluster, folder
         self._ledger, self._tracker, self._display, self._facts = ledger, tracker, display, facts
-        self._limit = max_concurrent or len(trials)
+        self._limit, self._mode = max_concurrent or len(trials), mode
         self._waiting, self._gangs = list(trials), gangs
         self._running: list[_Running] = []
         self.outcomes = {t.id: Outcome(t) for t in trials}
         self._signals = 0
 
     def run(self) -> dict[str, Outcome]:
-        """Run to the end, or until stopped; returns the outcome of every trial by id."""
+        """Run to the end, or until stopped; returns the outcome of every trial by id.
+
+        Raises:
+            SweeperError: The records cannot be written, or a trial needs more than the whole cluster has.
+        """
         with _Signals(self._on_signal):
             try:
+                self._settle()
                 self._reuse()
                 while self._running or (self._waiting and not self._signals):
                     self._start()
@@ -115,6 +121,17 @@ class Controller:
                 r.attempt.stop()
             else:
                 r.attempt.kill()
+
+    def _settle(self) -> None:
+        """Attempts whose controller died have ended with it; their records say so from now on."""
+        for trial, state in self._ledger.trials().items():
+            if state.state != "running":
+                continue
+            if path := self._folder.latest_attempt(trial):
+                number = int(path.name.rpartition("-")[2])
+                AttemptFolder(path, number, self._folder.name, None).write_status("stopped", reason="controller-gone")
+            ended = {"state": "stopped", "reason": "controller-gone"}
+            self._ledger.append("attempt_ended", trial=trial, attempt=state.attempts, data=ended)
 
     def _reuse(self) -> None:
         """Trials that the ledger says are finished are not run again."""
@@ -146,6 +163,9 @@ class Controller:
             if self._cluster.fits(gang, [r.job.gang for r in self._running]):
                 self._waiting.remove(trial)
                 self._launch(trial)
+            elif not self._running:
+                have = f"{self._cluster.shape.name} has {self._cluster.shape.gpus}"
+                raise SweeperError(f"trial {trial.id} needs {gang.gpus} ranks at once, and all of {have}")
             else:
                 refused.add(gang)
 
@@ -161,6 +181,12 @@ class Controller:
         folder.write_spec(trial, job, tags)
         self._ledger.append("attempt_started", trial=trial.id, attempt=folder.number, data={"folder": str(folder.path)})
         attempt = self._cluster.start(job, folder.path)
+        # From here on it must be stopped and recorded, whatever happens to what follows.
+        self._running.append(
+            _Running(outcome, job, attempt, folder, Tail(folder.path / job.metrics), folder.number, time.time())
+        )
+        if self._signals:
+            attempt.stop()  # the signal came while it was started
         folder.write_status("starting")
         self._tracker.trial_started(
             trial.id,
@@ -168,9 +194,6 @@ class Controller:
             params,
             {**tags, "attempt": str(folder.number)},
             [folder.path / name for name in ("spec.json", *job.files) if (folder.path / name).exists()],
-        )
-        self._running.append(
-            _Running(outcome, job, attempt, folder, Tail(folder.path / job.metrics), folder.number, time.time())
         )
         self._display.event(
             "trial_started",
@@ -198,7 +221,6 @@ class Controller:
             outcome.state = "running"
             r.folder.write_status("running")
         outcome.curve.add(p)
-        r.stepped = True
         if p.step_s:
             r.steps_s = [*r.steps_s[-19:], p.step_s]
         self._tracker.metrics(outcome.trial.id, p.step, p.metrics, time.time())
@@ -225,7 +247,10 @@ class Controller:
     def _end(self, r: _Running, ended: Exit) -> None:
         outcome, curve = r.outcome, r.outcome.curve
         outcome.elapsed_s = time.time() - r.started
-        complete = ended.reason == "exit" and ended.code == 0 and r.stepped
+        # A trainer that ends well before its last step has not done what was asked.
+        complete = (
+            ended.reason == "exit" and ended.code == 0 and curve.step is not None and curve.step >= r.job.total_steps
+        )
         outcome.state = (
             "finished"
             if complete
@@ -235,7 +260,7 @@ class Controller:
         )
         if outcome.state == "failed":
             outcome.root_cause = tuple(self._explain(r, ended))
-        summary = curve.summary()
+        summary = curve.summary(self._mode)
         r.folder.write_status(
             outcome.state,
             exit_code=ended.code,
@@ -277,8 +302,10 @@ class Controller:
         log = r.folder.path / "log.txt"
         if log.exists():
             lines += self._engine.root_cause(log.read_text(errors="replace")[-2_000_000:])
-        if not lines and ended.code == 0:
-            lines = [f"the trainer ended without a single step (its log: {log})"]
+        if ended.code == 0:
+            step = r.outcome.curve.step
+            at = "without a single step" if step is None else f"at step {step} of {r.job.total_steps}"
+            return [f"the trainer ended {at} (its log: {log})", *lines]
         return lines or [f"the trainer ended with code {ended.code} and said nothing (its log: {log})"]
 
     def _end_all(self) -> None:

@@ -96,7 +96,7 @@ def test_names_as_people_say_them(said: str, name: str) -> None:
 
 @pytest.mark.usefixtures("gpus")
 def test_each_attempt_has_gpus_of_its_own_until_it_ended(tmp_path: Path) -> None:
-    cluster = clusters.get({**LOCAL, "max_ranks": 3})
+    cluster = clusters.get(clusters.shape({**LOCAL, "max_ranks": 3}))
     assert isinstance(cluster, LocalCluster)
 
     def start(name: str, ranks: int) -> tuple[str, object]:
@@ -137,7 +137,7 @@ def test_a_shape_can_be_planned_for_but_not_launched_on() -> None:
     shape = clusters.shape(config)
     assert (shape.gpus, shape.gpu, shape.launchable) == (8, "H100", False)
     with pytest.raises(RequestError, match="planned for"):
-        clusters.get(config)
+        clusters.get(clusters.shape(config))
 
 
 def test_an_unknown_kind_names_the_valid_ones() -> None:

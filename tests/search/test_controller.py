@@ -28,7 +28,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 class Bench:
     """A sweep of fake trials in a folder."""
 
-    def __init__(self, tmp_path: Path, trials: list[Trial], ranks: int = 2, limit: int | None = None) -> None:
+    def __init__(
+        self, tmp_path: Path, trials: list[Trial], ranks: int = 2, limit: int | None = None, mode: str = "max"
+    ) -> None:
         existing = (tmp_path / "s").exists()
         self.folder = SweepFolder.existing(tmp_path, "s") if existing else SweepFolder.create(tmp_path, "s", [])
         self.ledger = Ledger.open(self.folder.path / "ledger.db", create=not existing)
@@ -47,6 +49,7 @@ class Bench:
             display=self.display,
             facts=lambda t: ({"x": t.point.varied["x"]}, {"sweeper.fingerprint": t.id}),
             max_concurrent=limit,
+            mode=mode,
         )
 
     def run(self) -> dict[str, Any]:
@@ -93,6 +96,49 @@ def test_no_more_ranks_are_used_than_there_are_and_a_small_trial_passes_a_large_
     bench = Bench(tmp_path, trials, ranks=3)
     assert set(bench.run().values()) == {"finished"}
     assert bench.cluster.started == ["000", "002", "001"]
+
+
+def test_a_trial_larger_than_the_cluster_ends_the_sweep_instead_of_waiting_for_ever(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, [fake_trial(0), fake_trial(1, ranks=3)], ranks=2)
+    with pytest.raises(SweeperError, match="001 needs 3 ranks at once, and all of fake has 2"):
+        bench.run()
+    assert bench.status("000")["state"] == "finished"
+
+
+def test_a_trainer_that_ends_well_before_its_last_step_has_failed(tmp_path: Path) -> None:
+    trial = fake_trial(0, steps=4)
+    trial.config["short"] = True  # type: ignore[index]
+    bench = Bench(tmp_path, [trial])
+    assert bench.run() == {"000": "failed"}
+    assert "at step 3 of 4" in bench.status("000")["root_cause"][0]
+
+
+def test_the_best_score_follows_the_objectives_direction(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, [fake_trial(0)], mode="min")
+    bench.run()
+    assert (bench.status("000")["best_score"], bench.status("000")["best_step"]) == (0.1, 1)
+
+
+def test_a_write_that_fails_right_after_a_start_leaves_nothing_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path, [fake_trial(0, hold=True)])
+    monkeypatch.setattr(bench.tracker, "trial_started", lambda *_: (_ for _ in ()).throw(SweeperError("no room")))
+    with pytest.raises(SweeperError, match="no room"):
+        bench.run()
+    assert bench.cluster.ended == ["000"]
+
+
+def test_an_attempt_whose_controller_died_is_settled_when_the_sweep_goes_on(tmp_path: Path) -> None:
+    first = Bench(tmp_path, [fake_trial(0)])
+    folder = first.folder.new_attempt("000")
+    folder.write_status("running")
+    first.ledger.append("attempt_started", trial="000", attempt=1, data={"folder": str(folder.path)})
+    first.ledger.close()  # as if it had been killed
+    again = Bench(tmp_path, [fake_trial(0)])
+    assert again.run() == {"000": "finished"}
+    assert (again.status("000")["state"], again.status("000")["reason"]) == ("stopped", "controller-gone")
+    assert again.status("000", attempt=2)["state"] == "finished"
 
 
 def test_max_concurrent_limits_trials_below_what_fits(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class FakeEngine:
 
     def job(self, config: Mapping[str, Any], paths: AttemptPaths) -> Job:
         return Job(
-            argv=("fake", json.dumps({k: config[k] for k in ("code", "steps", "hold")})),
+            argv=("fake", json.dumps({k: config[k] for k in ("code", "steps", "hold")} | {"short": "short" in config})),
             env={},
             inherit=(),
             files={"trainer.yaml": "fake: true\n"},
@@ -59,7 +59,7 @@ class FakeAttempt:
         self._polls += 1
         if self._polls == 2:
             with (self.folder / "metrics.jsonl").open("a") as out:
-                for step in range(1, self._does["steps"] + 1):
+                for step in range(1, self._does["steps"] + 1 - self._does["short"]):
                     out.write(json.dumps({"step": step, "score": step / 10}) + "\n")
             if self._does["code"]:
                 (self.folder / "log.txt").write_text("noise\nValueError: planted\n")
