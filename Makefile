@@ -1,25 +1,28 @@
 # Two commands matter: `make demo` (set up, then run the main job) and `make test` (set up, then run the tests).
-# Needs Python 3.11 or 3.12, make and a package registry; nothing else.
+# Needs Linux, Python 3.11 or 3.12, make and a package registry; nothing else.
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast lint types check-docs setup clean
+.PHONY: demo test test-fast lint types setup clean
 
 # Versions come from constraints.txt, the same everywhere. torch first: with it in place nothing else pulls another one.
+# On Linux the default index has torch with CUDA, which runs on a CPU too; TORCH_INDEX=<URL of PyTorch's CPU index> takes
+# the small build instead.
+TORCH_INDEX ?=
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,dev]'
 	$(BIN)/python -m pip check
 	touch $@
 
 setup: $(READY)
 
-# GRPO against PPO with real verl on this machine's CPU; a few minutes.
+# GRPO against PPO with real verl on this machine's CPU (also where there is a GPU); a few minutes.
 demo: $(READY)
-	$(BIN)/python sweep.py -m algorithm=grpo,ppo
+	$(BIN)/python sweep.py -m algorithm=grpo,ppo cluster.device=cpu
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not long" $(ARGS)

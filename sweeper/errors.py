@@ -1,7 +1,7 @@
 """Every problem a user can cause, as data: what was given, what is valid, what to type instead.
 
 Guarantees: problems are collected and raised once, in one `RequestError`; nothing here imports anything heavy.
-Exit codes (docs/cli.md): 0 all wanted trials done, 1 some trials failed, 2 the request itself was wrong.
+Exit codes (docs/running.md): 0 all wanted trials done, 1 some trials failed, 2 the request itself was wrong.
 """
 
 from __future__ import annotations
