@@ -40,7 +40,7 @@ class Run:
 def run(folder: Path, *overrides: str, timeout: float = 400) -> Run:
     """Train to the end; `folder` takes the attempt and, beside it, the checkpoints."""
     with initialized():
-        made = plan.make(overrides)
+        made = plan.make(["cluster.device=cpu", *overrides])
     assert not made.problems, made.problems
     config = dict(made.trials[0].config)
     prepare.run(prepare.missing([config]), sys.executable, print)

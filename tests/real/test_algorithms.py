@@ -137,7 +137,13 @@ def test_the_variants_train_side_by_side_in_one_sweep(tmp_path: Path) -> None:
     import json
     import subprocess
 
-    command = [sys.executable, str(Path(__file__).resolve().parents[2] / "sweep.py"), "--json", "tracking=none"]
+    command = [
+        sys.executable,
+        str(Path(__file__).resolve().parents[2] / "sweep.py"),
+        "--json",
+        "tracking=none",
+        "cluster.device=cpu",
+    ]
     command += [f"algorithm={','.join(VARIANTS)}", "trainer.total_training_steps=1", "trainer.test_freq=1"]
     command += ["data.val_max_samples=64", "trainer.save_freq=-1"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False)

@@ -20,12 +20,13 @@ pytestmark = pytest.mark.real
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP = [sys.executable, str(ROOT / "sweep.py")]
+CPU = "cluster.device=cpu"  # also where there is a GPU: this environment has no vLLM
 SHORT = ["trainer.total_training_steps=2", "trainer.test_freq=1", "trainer.save_freq=1"]
 
 
 def sweep(folder: Path, *overrides: str, timeout: float = 500) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*SWEEP, *overrides], cwd=folder, capture_output=True, text=True, timeout=timeout, check=False
+        [*SWEEP, CPU, *overrides], cwd=folder, capture_output=True, text=True, timeout=timeout, check=False
     )
 
 
@@ -179,7 +180,7 @@ def test_a_reward_that_raises_fails_its_trial_with_the_cause_and_no_other(tmp_pa
 
 def test_ctrl_c_stops_gently_and_resume_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
     out = tmp_path / "out.txt"
-    command = [*SWEEP, "name=s", "trainer.total_training_steps=6", "trainer.test_freq=1", "trainer.save_freq=1"]
+    command = [*SWEEP, CPU, "name=s", "trainer.total_training_steps=6", "trainer.test_freq=1", "trainer.save_freq=1"]
     with out.open("w") as stream:
         process = subprocess.Popen(command, cwd=tmp_path, stdout=stream, stderr=stream)
         wait_for(out, "step 2 of 6", process)
@@ -211,7 +212,7 @@ def test_ctrl_c_stops_gently_and_resume_goes_on_from_the_checkpoint(tmp_path: Pa
 def test_sigkill_of_the_controller_leaves_nothing_running(tmp_path: Path) -> None:
     out = tmp_path / "out.txt"
     with out.open("w") as stream:
-        process = subprocess.Popen([*SWEEP, "name=k", *SHORT], cwd=tmp_path, stdout=stream, stderr=stream)
+        process = subprocess.Popen([*SWEEP, CPU, "name=k", *SHORT], cwd=tmp_path, stdout=stream, stderr=stream)
         wait_for(out, "started", process)
         time.sleep(3)  # its Ray cluster is coming up
         process.kill()
