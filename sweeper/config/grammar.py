@@ -82,7 +82,7 @@ def check_group(override: Override) -> Problem | None:
     """What is wrong with a choice of group option."""
     group, chosen = key_of(override), override.value()
     if override.is_delete() or chosen is None:
-        return None
+        return _left_out(override)
     if not is_group(override) or not _group_exists(group, id(GlobalHydra.instance().config_loader())):
         return Problem(f"{group} is not a group", fix=f"{group}=... without @{override.package}", key=group)
     valid = options(group)
@@ -97,3 +97,12 @@ def check_group(override: Override) -> Problem | None:
                 key=group,
             )
     return None
+
+
+def _left_out(override: Override) -> Problem | None:
+    """A trial has one of each group, an experiment excepted; Hydra knows no null either, it has `~`."""
+    group = key_of(override)
+    if group.startswith("hydra/") or (group == "experiment" and override.is_delete()):
+        return None
+    why = "leave it out for none" if group == "experiment" else f"a trial needs its {group}"
+    return Problem(f"{override.input_line}: {why}", valid=", ".join(options(group)), key=group)

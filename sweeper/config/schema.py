@@ -5,11 +5,13 @@ Guarantees: every key is looked at, all that is wrong is returned at once; nothi
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from sweeper.config import tree
 from sweeper.errors import Problem
+from sweeper.trial.records import _NAME
 
 
 def check(config: Mapping[str, Any]) -> list[Problem]:
@@ -26,6 +28,19 @@ def _count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
+
+
+def _folder_name(value: Any) -> bool:
+    # A number is a good name: it is typed like one, name=2026.
+    return not isinstance(value, bool) and isinstance(value, str | int) and bool(_NAME.fullmatch(str(value)))
+
+
+def _program(value: Any) -> bool:
+    return isinstance(value, str) and shutil.which(value) is not None
+
+
 def _or_null(good: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or good(value)
 
@@ -39,7 +54,10 @@ _FLAG = (lambda value: isinstance(value, bool)), "true, false"
 _COUNT = _count, "a whole number from 1"
 _MAYBE_COUNT = _or_null(_count), "a whole number from 1, or null"
 
+_MAPPING = (lambda value: isinstance(value, Mapping)), "a mapping: {a: 1, b: 2}"
+
 _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (_or_null(_folder_name), "letters, digits, '.', '_' and '-', starting with a letter or digit; or null"),
     "project": _TEXT,
     "store": _TEXT,
     "plan": _FLAG,
@@ -54,5 +72,9 @@ _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "cluster.nodes": _COUNT,
     "cluster.gpus_per_node": _MAYBE_COUNT,
     "cluster.max_ranks": _MAYBE_COUNT,
+    "model.arch": _MAPPING,
+    "engine.python": (_or_null(_program), "an interpreter that can be run, or null: this one"),
     "engine.fork_server": _FLAG,
+    "engine.env": _MAPPING,
+    "engine.inherit": (_names, "a list of names of variables: [HF_TOKEN,HF_HOME]"),
 }

@@ -19,6 +19,12 @@ from sweeper.config.hydra_app import initialized
         ("cluster.device=tpu", "auto, cpu, cuda"),
         ("updates_per_step=0", "a whole number from 1"),
         ("engine.fork_server=perhaps", "true, false"),
+        ("engine.env=3", "a mapping"),
+        ("engine.inherit=3", "a list of names"),
+        ("engine.inherit=[1]", "a list of names"),
+        ("engine.python=/no/such/python", "an interpreter that can be run"),
+        ("model.arch=null", "a mapping"),
+        ("name=a/b", "letters, digits"),
     ],
 )
 def test_a_value_that_cannot_be_meant_is_named_with_what_can(
@@ -27,7 +33,7 @@ def test_a_value_that_cannot_be_meant_is_named_with_what_can(
     with initialized():
         assert app.run([override, "plan=true"]) == 2
     said = capsys.readouterr()
-    assert override in said.out + said.err
+    assert override.replace("=null", "=None") in said.out + said.err
     assert valid in said.out + said.err
 
 
@@ -36,3 +42,26 @@ def test_all_wrong_keys_come_in_one_message(capsys: pytest.CaptureFixture[str]) 
         assert app.run(["output=plain", "objective.mode=best", "cluster.nodes=0", "max_concurrent=-1"]) == 2
     said = capsys.readouterr().err
     assert all(word in said for word in ("objective.mode=best", "cluster.nodes=0", "max_concurrent=-1"))
+
+
+@pytest.mark.parametrize("override", ["name=2026", "name=first.try-2", "engine.python=python3", "engine.python=null"])
+def test_names_and_interpreters_that_can_be_meant(override: str) -> None:
+    with initialized():
+        assert app.run([override, "plan=true"]) == 0
+
+
+@pytest.mark.parametrize(
+    "line", ["environment=null", "tracking=null", "model_engine=null", "algorithm=grpo,null", "~model"]
+)
+def test_a_group_that_a_trial_needs_cannot_be_left_out(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    group = line.lstrip("~").split("=")[0]
+    with initialized():
+        assert app.run([line, "plan=true"]) == 2
+    said = capsys.readouterr().err
+    assert f"a trial needs its {group}" in said and "valid:" in said
+
+
+def test_no_experiment_is_none_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    with initialized():
+        assert app.run(["experiment=null", "plan=true"]) == 2
+    assert "leave it out" in capsys.readouterr().err
