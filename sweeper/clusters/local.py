@@ -22,6 +22,7 @@ from sweeper.clusters.base import Attempt, Exit
 from sweeper.clusters.gang import janitor
 from sweeper.clusters.machine import accelerators
 from sweeper.engines.base import Gang, Job, Shape
+from sweeper.trial.records import RecordsError, write_text
 
 GANG = Path(__file__).resolve().parent / "gang"
 RECORD = "exit.json"
@@ -48,13 +49,15 @@ def environment(job: Job, marker: str, devices: tuple[str, ...]) -> dict[str, st
 
 
 def write_files(files: Mapping[str, str], folder: Path) -> None:
-    """Write the job's files; a script can be run by hand."""
+    """Write the job's files whole and without secrets; a script can be run by hand.
+
+    Raises:
+        RecordsError, OSError: One of them could not be written.
+    """
     for name, text in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        if path.suffix == ".sh":
-            path.chmod(path.stat().st_mode | 0o111)
+        write_text(path, text, mode=0o755 if path.suffix == ".sh" else 0o644)
 
 
 class LocalAttempt:
@@ -74,7 +77,7 @@ class LocalAttempt:
             write_files(job.files, self.folder)
             (self.folder / RECORD).unlink(missing_ok=True)
             den = janitor.make_den()
-        except OSError as error:
+        except (OSError, RecordsError) as error:
             self.ended = Exit(None, "launch", str(error), time.time())
             return
         self.den = den.path

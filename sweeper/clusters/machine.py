@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +92,20 @@ def detect(name: str = "local", device: str = "auto", max_ranks: int | None = No
     """This machine as a shape. `device` is auto, cpu or cuda; `max_ranks` caps what is used of it.
 
     On a CPU a rank stands where a GPU would: as many fit at once as there are cores, and memory for them.
+
+    Raises:
+        RequestError: It is no Linux machine, or has no GPU where one is asked for.
     """
+    if sys.platform != "linux":
+        # Processes are found through /proc and tied to their parents by prctl.
+        raise RequestError(
+            Problem(
+                f"this machine runs {sys.platform}, and trials run on Linux only",
+                valid="Linux, also inside Windows (WSL) or a container",
+                fix="cluster=node_8gpu plan=true plans without running",
+                key="cluster",
+            )
+        )
     gpus = accelerators() if device in ("auto", "cuda") else []
     if device == "cuda" and not gpus:
         raise RequestError(

@@ -28,8 +28,11 @@ def main(argv: Sequence[str]) -> int:
     from sweeper import app
     from sweeper.config.hydra_app import initialized
 
-    with initialized():
-        return app.run([a for a in arguments if a not in SHORT])
+    try:
+        with initialized():
+            return app.run([a for a in arguments if a not in SHORT])
+    except SweeperError as error:  # no conf/: what is wrong with a request is shown by app.run
+        return app.report(error, "json" if "output=json" in arguments else "plain")
 
 
 def _through_hydra(argv: list[str], *, task: bool) -> int:
@@ -39,13 +42,17 @@ def _through_hydra(argv: list[str], *, task: bool) -> int:
 
     from sweeper.config import resolvers
     from sweeper.config import task as trial
-    from sweeper.config.hydra_app import CONF, CONFIG_NAME, HELP_NAME
+    from sweeper.config.hydra_app import CONFIG_NAME, HELP_NAME, conf
 
     resolvers.register()
     if task and not SHORT & set(argv):
         argv = [*argv, "--multirun"]
     config_name = HELP_NAME if {"-h", "--help"} & set(argv) else CONFIG_NAME
-    entry = hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(trial.run)
+    try:
+        entry = hydra.main(config_path=str(conf()), config_name=config_name, version_base="1.3")(trial.run)
+    except SweeperError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
     before, sys.argv = sys.argv, argv
     # Without it Hydra prints errors itself and always exits with 1; with it they reach us. Its own wish stays as it is.
     wished = os.environ.get("HYDRA_FULL_ERROR")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sweeper import clusters
-from sweeper.clusters import machine
+from sweeper.clusters import local, machine
 from sweeper.clusters.local import LocalCluster
 from sweeper.engines.base import Gang, Job
 from sweeper.errors import RequestError
@@ -144,3 +144,31 @@ def test_an_unknown_kind_names_the_valid_ones() -> None:
     with pytest.raises(RequestError) as raised:
         clusters.shape({**LOCAL, "kind": "cloud"})
     assert "local, shape" in str(raised.value)
+
+
+def test_another_system_than_linux_is_refused_with_what_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    with pytest.raises(RequestError) as caught:
+        machine.detect()
+    assert "darwin" in str(caught.value) and "WSL" in str(caught.value)
+
+
+def test_a_jobs_files_are_written_without_secrets_and_scripts_can_be_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "sk-0123456789")
+    local.write_files({"in/command.sh": "echo sk-0123456789\n", "trainer.yaml": "a: 1\n"}, tmp_path)
+    script = tmp_path / "in" / "command.sh"
+    assert script.read_text() == "echo <SOME_API_KEY>\n" and script.stat().st_mode & 0o111
+    assert not (tmp_path / "trainer.yaml").stat().st_mode & 0o111
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "trainer.yaml"]
+
+
+def test_a_file_that_cannot_be_written_is_a_failed_launch(tmp_path: Path) -> None:
+    (tmp_path / "trainer.yaml").mkdir()
+    files = {"trainer.yaml": "a: 1"}
+    job = Job(("true",), {}, (), files, Gang(1, 1, 1), python="python3", metrics="metrics.jsonl", total_steps=1)
+    attempt = local.LocalAttempt(tmp_path, ())
+    attempt.launch(job)
+    ended = attempt.poll()
+    assert ended is not None and ended.reason == "launch" and "trainer.yaml" in ended.detail

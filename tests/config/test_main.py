@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from sweeper.config import hydra_app
+from sweeper.config.main import main
+
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "ray", "mlflow", "verl", "pandas", "transformers")
 
@@ -71,6 +74,15 @@ def test_a_wrong_request_ends_with_2_and_no_traceback(arguments: list[str], said
     assert done.returncode == 2, done.stderr
     assert said in done.stderr and "Traceback" not in done.stderr and "HYDRA_FULL_ERROR" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["plan=true"], ["--help"]])
+def test_without_the_configs_the_cure_is_named(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hydra_app, "CONF", tmp_path / "conf")
+    assert main(["sweep.py", *arguments]) == 2
+    assert "pip install -e ." in capsys.readouterr().err
 
 
 def test_json_problems(tmp_path: Path) -> None:
