@@ -6,13 +6,14 @@ user's mistake never shows a traceback; planning imports neither torch, Ray nor 
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 from collections.abc import Sequence
 
-from sweeper.errors import RequestError, SweeperError
+from sweeper.errors import Problem, RequestError, SweeperError
 from sweeper.plan import render
-from sweeper.plan.plan import Plan, make
+from sweeper.plan.plan import Plan, make, unlaunchable
+from sweeper.trial.records import to_json
 
 
 def run(overrides: Sequence[str], *, resume: bool = False) -> int:
@@ -22,20 +23,35 @@ def run(overrides: Sequence[str], *, resume: bool = False) -> int:
         0 all wanted trials are done, 1 some trials failed or the sweep was stopped, 2 the request was wrong.
     """
     output = _output(overrides)
+    asked = False
     try:
         plan = make(overrides)
-        if plan.settings["plan"]:
-            return _show(plan, output)
-        if plan.problems:
-            return _refuse(plan, output)
-        from sweeper.execute import execute
-
-        return execute(plan, resume=resume)
+        asked = bool(plan.settings["plan"])
+        return _answer(plan, output, asked, resume)
     except SweeperError as error:
         return report(error, output)
+    except BrokenPipeError:
+        return reader_gone(harmless=asked)
     except KeyboardInterrupt:  # before the controller took the signal over, so nothing of ours is running
         print("\nstopped before anything was launched", file=sys.stderr)
         return 1
+
+
+def _answer(plan: Plan, output: str, asked: bool, resume: bool) -> int:
+    if asked:
+        return _show(plan, output)
+    if found := [*plan.problems, *unlaunchable(plan)]:
+        return _refuse(found, len(plan.sized), output)
+    from sweeper.execute import execute
+
+    return execute(plan, resume=resume)
+
+
+def reader_gone(*, harmless: bool) -> int:
+    """The exit code when nobody reads our output any more, as with `| head`; 0 where that changed nothing else."""
+    # What is still buffered would raise once more when the interpreter ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0 if harmless else 1
 
 
 def report(error: SweeperError, output: str) -> int:
@@ -43,7 +59,10 @@ def report(error: SweeperError, output: str) -> int:
     if output == "json":
         found = error.problems if isinstance(error, RequestError) else ()
         problems = [{k: v for k in p.__slots__ if (v := getattr(p, k))} for p in found]
-        print(json.dumps({"event": "error", "message": str(error), "problems": problems}))
+        try:
+            print(to_json({"event": "error", "message": str(error), "problems": problems}), flush=True)
+        except BrokenPipeError:
+            reader_gone(harmless=True)
     else:
         print(f"{error}\n\nnothing was launched" if error.exit_code == 2 else str(error), file=sys.stderr)
     return error.exit_code
@@ -55,14 +74,15 @@ def _show(plan: Plan, output: str) -> int:
     else:
         render.text(plan, sys.stdout)
         print("\nnothing was launched; without plan=true this runs" if not plan.problems else "")
+    sys.stdout.flush()  # a reader who has gone is found out here, not when the interpreter ends
     return 2 if plan.problems else 0
 
 
-def _refuse(plan: Plan, output: str) -> int:
-    error = RequestError([p for p, _ in plan.problems])
+def _refuse(found: list[tuple[Problem, list[str]]], total: int, output: str) -> int:
+    error = RequestError([p for p, _ in found])
     if output == "json":
         return report(error, output)
-    render.problems(plan.problems, sys.stderr, total=len(plan.sized))
+    render.problems(found, sys.stderr, total=total)
     print("\nnothing was launched", file=sys.stderr)
     return error.exit_code
 

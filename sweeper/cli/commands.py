@@ -6,7 +6,6 @@ Guarantees: reading commands (`plan`, `status`) change nothing; every error is a
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ def status(args: argparse.Namespace) -> int:
     """`sweeper status`: a table from the ledgers."""
     from sweeper.report.events import duration
     from sweeper.trial.ledger import Ledger
+    from sweeper.trial.records import to_json
 
     store = Path(args.store).absolute()
     names = [args.name] if args.name else sorted(p.parent.name for p in store.glob("*/ledger.db"))
@@ -52,7 +52,7 @@ def status(args: argparse.Namespace) -> int:
         trials = Ledger.read(store / name / "ledger.db")
         found[name] = trials
     if args.json:
-        print(json.dumps({n: {t: s.as_dict() for t, s in trials.items()} for n, trials in found.items()}, default=str))
+        print(to_json({n: {t: s.as_dict() for t, s in trials.items()} for n, trials in found.items()}))
         return 0
     if not names:
         print(f"no sweeps in {store}")

@@ -16,16 +16,25 @@ from sweeper.errors import SweeperError
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `sweeper` console script; returns the exit code."""
     args = _parser().parse_args(argv)
-    from sweeper.cli import commands
+    from sweeper import app
 
     try:
-        return int(getattr(commands, args.command)(args))
+        return _run(args)
     except SweeperError as error:
+        if getattr(args, "json", False):
+            return app.report(error, "json")
         print(error, file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone, as `| head` does
-        return 0
+        return app.reader_gone(harmless=args.command in ("plan", "status"))
+
+
+def _run(args: argparse.Namespace) -> int:
+    from sweeper.cli import commands
+
+    code = int(getattr(commands, args.command)(args))
+    sys.stdout.flush()  # a reader who has gone is found out here, not when the interpreter ends
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -96,6 +96,26 @@ def make(overrides: Sequence[str]) -> Plan:
     return Plan(tuple(overrides), tuple(sized), shapes, settings, tuple(space_notes(space)))
 
 
+def unlaunchable(plan: Plan) -> list[tuple[Problem, list[str]]]:
+    """What may be planned and not run, each with its trials: several clusters, a cluster that is only a shape."""
+    on: dict[Shape, list[str]] = {}
+    for trial_id, shape in plan.shapes.items():
+        on.setdefault(shape, []).append(trial_id)
+    found: list[tuple[Problem, list[str]]] = []
+    if len(on) > 1:
+        names = ", ".join(dict.fromkeys(shape.name for shape in on))
+        what = f"the trials are for {len(on)} clusters ({names}), and a sweep runs on one"
+        fix = "cluster=... once; plan=true compares several"
+        found.append((Problem(what, valid="one cluster", fix=fix, key="cluster"), [*plan.shapes]))
+    for shape, trials in on.items():
+        if not shape.launchable:
+            try:
+                clusters.get(shape)
+            except RequestError as error:
+                found += [(problem, trials) for problem in error.problems]
+    return found
+
+
 def _sized(trial_id: str, point: Any, config: Config, explicit: Mapping[str, Any], shape: Shape) -> Sized:
     engine = engines.get(config["engine"]["name"])
     # Binding comes first: rules read what the trainer will read.

@@ -6,12 +6,12 @@ not imported (printing a plan must stay as quick as composing it).
 
 from __future__ import annotations
 
-import json
 from typing import Any, TextIO
 
 from sweeper.engines.base import Shape
 from sweeper.errors import Problem
 from sweeper.plan.plan import Plan, Sized
+from sweeper.trial.records import to_json
 
 FIXED = 3
 """The first columns are always there; one of the others only where a trial has something in it."""
@@ -82,7 +82,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 def print_json(plan: Plan, out: TextIO) -> None:
     """Print the plan as one line of JSON."""
-    print(json.dumps(as_json(plan), default=str), file=out)
+    print(to_json(as_json(plan)), file=out)
 
 
 def _problem(p: Problem) -> dict[str, str]:

@@ -6,13 +6,13 @@ nothing else; `plain` never uses terminal control codes; importing this module i
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Mapping, Sized
 from typing import Any, Protocol, TextIO
 
 from sweeper.errors import Problem
+from sweeper.trial.records import to_json
 
 
 class Display(Protocol):
@@ -36,7 +36,7 @@ class JsonDisplay:
     def event(self, kind: str, **data: Any) -> None:
         """Print the event as one line."""
         record = {"event": kind, "time": round(time.time(), 3), **data}
-        self._out.write(json.dumps(record, default=_plain) + "\n")
+        self._out.write(to_json(_plain(record)) + "\n")
         self._out.flush()
 
     def close(self) -> None:
@@ -133,7 +133,11 @@ def _num(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> Any:
     if isinstance(value, Problem):
         return {k: v for k in value.__slots__ if (v := getattr(value, k))}
-    return str(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value

@@ -65,6 +65,17 @@ def test_json_output_carries_problems_as_objects() -> None:
     assert json.loads(out.getvalue())["problems"] == [{"what": "tp=3", "valid": "1, 2"}]
 
 
+def test_json_output_is_strict_json_whatever_a_trainer_reports() -> None:
+    out = io.StringIO()
+    JsonDisplay(out).event("progress", reward=float("nan"), more=[float("inf")], problems=(Problem("tp=3"),))
+
+    def bare(word: str) -> None:
+        raise AssertionError(word)
+
+    line = json.loads(out.getvalue(), parse_constant=bare)
+    assert (line["reward"], line["more"], line["problems"]) == ("NaN", ["Infinity"], [{"what": "tp=3"}])
+
+
 def test_the_live_table_shows_every_trial_and_its_score_and_leaves_the_terminal_clean() -> None:
     from rich.console import Console
 

@@ -1,0 +1,83 @@
+"""The `sweeper` command as a user and a script meet it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sweeper import app, execute
+from sweeper.cli.main import main
+from sweeper.config.hydra_app import initialized
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def closed_early(*arguments: str, cwd: Path) -> tuple[int, str]:
+    """The command's exit code and errors when nobody reads its output."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    said = process.stderr.read()
+    return process.wait(60), said
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_plan_that_nobody_reads_to_its_end_is_no_failure(form: list[str], tmp_path: Path) -> None:
+    assert closed_early(str(ROOT / "sweep.py"), "plan=true", *form, cwd=tmp_path) == (0, "")
+
+
+def test_a_wrong_request_that_nobody_reads_is_still_wrong(tmp_path: Path) -> None:
+    assert closed_early(str(ROOT / "sweep.py"), "trainer.nnode=1", "--json", cwd=tmp_path) == (2, "")
+
+
+def test_a_status_that_nobody_reads_is_no_failure(tmp_path: Path) -> None:
+    assert closed_early("-m", "sweeper.cli.main", "status", cwd=tmp_path) == (0, "")
+
+
+def test_a_sweep_that_loses_its_reader_is_no_success(tmp_path: Path) -> None:
+    code = """
+import sys
+from sweeper import app, execute
+def gone(plan, resume):
+    raise BrokenPipeError
+execute.execute = gone
+from sweeper.cli.main import main
+sys.exit(main(["run"]))
+"""
+    assert closed_early("-c", code, cwd=tmp_path) == (1, "")
+
+
+def test_a_wrong_name_is_an_error_in_json_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["resume", "--json", "--store", str(tmp_path), "wrong"]) == 2
+    said = json.loads(capsys.readouterr().out)
+    assert said["event"] == "error" and said["problems"][0]["key"] == "name"
+
+
+@pytest.fixture
+def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> int:
+        raise AssertionError("something was run")
+
+    monkeypatch.setattr(execute, "execute", never)
+
+
+@pytest.mark.usefixtures("nothing_runs")
+def test_a_sweep_runs_on_one_cluster_that_can_be_launched_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with initialized():
+        assert app.run(["cluster=local,node_8gpu", "model=qwen0.5b"]) == 2
+    said = capsys.readouterr().err
+    assert "a sweep runs on one" in said and "cluster=node_8gpu can be planned for" in said
+
+
+@pytest.mark.usefixtures("nothing_runs")
+def test_a_plan_may_compare_clusters(capsys: pytest.CaptureFixture[str]) -> None:
+    with initialized():
+        app.run(["cluster=node_8gpu,two_nodes_8gpu", "model=qwen0.5b", "environment=gsm8k", "plan=true"])
+    said = capsys.readouterr().out
+    assert "on several clusters" in said and "a sweep runs on one" not in said
