@@ -20,16 +20,24 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sweeper.config import explain, grammar, tree
+from sweeper.config import experiment, explain, grammar, tree
 from sweeper.config.hydra_app import CONFIG_NAME
 from sweeper.config.interpolation import Graph, related
 from sweeper.engines.base import Config
+from sweeper.engines.verl import names
 from sweeper.errors import Problem, RequestError
 from sweeper.trial.spec import Point
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
+MEANT: Mapping[str, tuple[str, ...]] = {
+    "lr": (names.LR,),
+    "tp": (names.TP,),
+    "kl": tuple(key for gate in names.GATES.values() for key in gate),
+    "seed": names.SEEDS,
+}
+"""Each name with the verl keys that say the same."""
 FAILURES = (HydraException, OmegaConfBaseException)
 
 
@@ -41,7 +49,9 @@ class Composed:
     config: Config
     """Resolved: plain dicts, lists and scalars, this point's own."""
     explicit: Mapping[str, Any]
-    """What the user typed as values of keys: dotted key -> value as composed. Groups are not in it."""
+    """What the user set as values of keys: dotted key -> value as composed. Groups are not in it.
+
+    That is what was typed, and what the chosen experiment's own file sets where nothing typed speaks of the same."""
 
 
 def compose_points(points: Sequence[Point]) -> list[Composed]:
@@ -51,6 +61,7 @@ def compose_points(points: Sequence[Point]) -> list[Composed]:
         RequestError: Every problem of every point, identical ones once, with the number of trials concerned.
     """
     bases: dict[tuple[str, ...], _Base | list[Problem]] = {}
+    files: dict[str, list[str]] = {}
     found: list[Composed] = []
     problems: Counter[Problem] = Counter()
     for point in points:
@@ -66,7 +77,11 @@ def compose_points(points: Sequence[Point]) -> list[Composed]:
         except FAILURES as error:
             problems.update(explain.resolving(error))
             continue
-        explicit = _explicit(point, config)
+        typed = _explicit(point, config)
+        chosen = _experiment(point)
+        if chosen not in files:
+            files[chosen] = experiment.keys(experiment.load(chosen)) if chosen else []
+        explicit = {**_set_by(files[chosen], typed, config), **typed}
         problems.update(explain.ignored(explicit))
         found.append(Composed(point, config, explicit))
     if problems:
@@ -160,6 +175,28 @@ def _plain(node: Any) -> Any:
     if isinstance(node, DictConfig | ListConfig):
         return OmegaConf.to_container(node, resolve=True)
     return node
+
+
+def _experiment(point: Point) -> str:
+    """The experiment of a point; empty without one."""
+    chosen = [line.partition("=")[2] for line in point.overrides if line.partition("=")[0] == experiment.GROUP]
+    return str(grammar.parse(f"{experiment.GROUP}={chosen[-1]}").value()) if chosen else ""
+
+
+def _set_by(keys: Iterable[str], typed: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """The values of an experiment's file, without those that give way to what was typed.
+
+    A name that is typed replaces the file's verl keys of the same meaning, and the other way round: a clash is what
+    one person typed in one line, not what a line changes about a file.
+    """
+    absent = object()
+    found = {key: value for key in keys if (value := tree.get(config, key, absent)) is not absent}
+    for name, meant in MEANT.items():
+        if name in typed:
+            found = {key: value for key, value in found.items() if key not in meant}
+        elif any(key in typed for key in meant):
+            found.pop(name, None)
+    return found
 
 
 def _explicit(point: Point, config: Config) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from itertools import product
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import (
     ChoiceSweep,
     Glob,
@@ -21,9 +20,8 @@ from hydra.core.override_parser.types import (
     RangeSweep,
     Transformer,
 )
-from omegaconf import DictConfig, OmegaConf
 
-from sweeper.config import grammar
+from sweeper.config import experiment, grammar
 from sweeper.errors import Problem, RequestError
 from sweeper.trial.spec import Point
 
@@ -91,15 +89,10 @@ def _read(lines: Sequence[str], problems: list[Problem]) -> list[Override]:
 
 def _params(typed: Sequence[Override]) -> list[str]:
     """The choices that an experiment brings along (`hydra.sweeper.params` in its file); typed ones replace them."""
-    names = [o.value() for o in typed if o.key_or_group == "experiment" and not o.is_sweep_override()]
+    names = [o.value() for o in typed if o.key_or_group == experiment.GROUP and not o.is_sweep_override()]
     if not names or not isinstance(names[-1], str):
         return []
-    repository = GlobalHydra.instance().config_loader().repository
-    if not repository.config_exists(f"experiment/{names[-1]}"):
-        return []
-    config = repository.load_config(f"experiment/{names[-1]}").config
-    params = OmegaConf.select(config, "hydra.sweeper.params") if isinstance(config, DictConfig) else None
-    return [f"{key}={value}" for key, value in (params or {}).items()]
+    return [f"{key}={value}" for key, value in experiment.params(experiment.load(names[-1])).items()]
 
 
 def _search(parsed: Sequence[Override]) -> str:
