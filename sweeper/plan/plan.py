@@ -6,15 +6,17 @@ ones merged; the same request gives the same trials with the same ids.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sweeper import clusters, engines
-from sweeper.config import schema
+from sweeper.config import schema, tree
 from sweeper.config.compose import Composed, compose_points
 from sweeper.config.space import points
 from sweeper.engines.base import Config, Gang, Shape, Workload
+from sweeper.engines.verl import base_config
 from sweeper.errors import Problem, RequestError
 from sweeper.plan.cost import Cost, estimate
 from sweeper.trial.records import secret_name
@@ -22,6 +24,14 @@ from sweeper.trial.spec import Trial
 
 SWEEP_LEVEL = ("name", "project", "store", "plan", "output", "tracking", "search", "objective", "max_concurrent")
 """Root keys that belong to the sweep as a whole and so cannot differ between its trials."""
+
+_ABSENT = object()
+_CREDENTIALS = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
+_SECRET = re.compile(
+    r"(^|_)(api_?key|(access|secret|private)_key|secret|passw(or)?d|(hf|api|auth|access|bearer|wandb)_token)s?$|^token$",
+    re.IGNORECASE,
+)
+"""Names in lower case: narrower than those of variables, for `prompt_key` and `pad_token` name a column and a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,17 +153,46 @@ def space_notes(space: Any) -> list[str]:
 
 def _secrets(composed: Sequence[Composed]) -> list[Problem]:
     """A secret that is typed would be in every record of the request; one that is passed by name is in none."""
-    typed = {key for item in composed for key, value in item.explicit.items() if value and isinstance(value, str)}
-    return [
-        Problem(
-            f"{key} looks like a secret, and what is typed is recorded",
-            valid="a variable of the environment, passed on by its name",
-            fix=f"export {name}=..., and engine.inherit=[...,{name}] where it is not in the list already",
+    found: dict[str, Problem] = {}
+    for item in composed:
+        for key, value in tree.leaves(dict(item.explicit)):
+            if isinstance(value, str) and value and key not in found:
+                problem = _secret(key, value, str(item.config.get("model_engine", "dp")))
+                if problem is not None:
+                    found[key] = problem
+    return [found[key] for key in sorted(found)]
+
+
+def _secret(key: str, value: str, model_engine: str) -> Problem | None:
+    name = key.rsplit(".", maxsplit=1)[-1]
+    if _CREDENTIALS.search(value):
+        variables = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" if key == "tracking.uri" else name
+        fix = f"export {variables}, and {key}=... without the user and the password"
+        if key.startswith("engine.env."):
+            fix = f"export {name}=..., and engine.inherit=[...,{name}] where it is not in the list already"
+        return Problem(
+            f"{key} has a password in its address, and what is typed is recorded",
+            valid="an address without one; the password in a variable of the environment",
+            fix=fix,
             key=key,
         )
-        for key in sorted(typed)
-        if secret_name(name := key.split(".")[-1]) and name.isupper()
-    ]
+    if not (secret_name(name) and name.isupper()) and not (_SECRET.search(name) and not _verls(key, model_engine)):
+        return None
+    variable = name.upper()
+    return Problem(
+        f"{key} looks like a secret, and what is typed is recorded",
+        valid="a variable of the environment, passed on by its name",
+        fix=f"export {variable}=..., and engine.inherit=[...,{variable}] where it is not in the list already",
+        key=key,
+    )
+
+
+def _verls(key: str, model_engine: str) -> bool:
+    """Whether verl's config has this key itself: its own are no secrets, whatever they are called."""
+    try:
+        return tree.get(base_config.load(model_engine), key, _ABSENT) is not _ABSENT
+    except (RequestError, KeyError):
+        return False
 
 
 def _unsweepable(varied: Sequence[str]) -> list[Problem]:
