@@ -6,7 +6,6 @@ that is written holds a secret; the trial can be run by hand from what is writte
 
 from __future__ import annotations
 
-import importlib.metadata
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -154,9 +153,11 @@ def _reads_hub(config: Config) -> bool:
 @lru_cache
 def _checkout(python: str) -> str | None:
     """The folder to put on the search path so that verl can load our CPU plug-in; None where it is installed."""
+    from importlib import metadata  # here: it is slow to import, and a plan does not need it
+
     try:
-        importlib.metadata.distribution("sweeper")
-    except importlib.metadata.PackageNotFoundError:
+        metadata.distribution("sweeper")
+    except metadata.PackageNotFoundError:
         return str(Path(__file__).resolve().parents[3])
     return None if python == sys.executable else str(Path(__file__).resolve().parents[3])
 
