@@ -40,7 +40,9 @@ from sweeper.trial.spec import Trial
 SCHEMA = 1
 """Version of spec.json, status.json and sweep.json; raised when a field changes its meaning."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+"""What a sweep may be called: its name is a folder's."""
+_NAME = NAME  # until sweeper/config/schema.py imports NAME
 _SECRET_VARIABLE = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD", re.IGNORECASE)
 _SECRET_NAME = re.compile(r"(^|_)(API_?)?(KEY|TOKEN|SECRET|PASSWORD|PASSWD)S?(_|$)", re.IGNORECASE)
 _SHORTEST_SECRET = 8
@@ -169,7 +171,7 @@ class SweepFolder:
             RequestError: the name is no plain folder name.
             RecordsError: the store cannot be written.
         """
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise RequestError(
                 Problem(
                     f"name={name} cannot name a folder",
