@@ -2,7 +2,8 @@
 
 Guarantees: events are only ever appended (the database refuses UPDATE and DELETE); one controller writes at a time, a
 second is refused with the name of the first; anyone reads at any time; a writer killed at any instant leaves exactly
-the events whose `append` had returned, perhaps plus the one in flight. Only the standard library is imported.
+the events whose `append` had returned, perhaps plus the one (of `append_all`: all of them) in flight. Only the standard
+library is imported.
 
 WAL with `synchronous=NORMAL`: a commit is in the file when `append` returns, so a SIGKILL loses nothing; no fsync is
 waited for, so after a power cut the last events may be missing, never torn. Then a trial is taken up from an earlier
@@ -57,6 +58,8 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA};
 COMMIT;
 """
+
+_INSERT = "INSERT INTO events (time, trial, attempt, kind, data) VALUES (?, ?, ?, ?, ?)"
 
 
 class LedgerBusy(RequestError):  # noqa: N818 - the name says the state
@@ -154,14 +157,28 @@ class Ledger:
         Raises:
             RecordsError: the disk is full or the file cannot be written.
         """
-        if kind not in KINDS:
-            raise ValueError(f"{kind!r} is no kind of event: {', '.join(sorted(KINDS))}")
         with _errors(self.path):
-            cursor = self._db.execute(
-                "INSERT INTO events (time, trial, attempt, kind, data) VALUES (?, ?, ?, ?, ?)",
-                (time.time(), trial, attempt, kind, to_json(data or {})),
-            )
+            cursor = self._db.execute(_INSERT, _row(kind, trial, attempt, data or {}))
         return int(cursor.lastrowid or 0)
+
+    def append_all(self, events: Iterable[tuple[str, str | None, Mapping[str, Any]]]) -> None:
+        """Write several events, each (kind, trial, data), at once: all of them are in the file or none is.
+
+        A sweep's start and its planned trials belong together: half a plan would be resumed as if it were whole.
+
+        Raises:
+            RecordsError: the disk is full or the file cannot be written.
+        """
+        rows = [_row(kind, trial, None, data) for kind, trial, data in events]
+        with _errors(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                self._db.executemany(_INSERT, rows)
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # SQLite ends it by itself after some errors, a full disk among them
+                    self._db.execute("ROLLBACK")
+                raise
 
     def events(self, after: int = 0) -> Iterator[Event]:
         """Every event with a number above `after`, in order."""
@@ -207,6 +224,12 @@ class Ledger:
                 return []
             _check(path, db)
             return list(_events(path, db, after))
+
+
+def _row(kind: str, trial: str | None, attempt: int | None, data: Mapping[str, Any]) -> tuple[Any, ...]:
+    if kind not in KINDS:
+        raise ValueError(f"{kind!r} is no kind of event: {', '.join(sorted(KINDS))}")
+    return time.time(), trial, attempt, kind, to_json(data)
 
 
 def fold(events: Iterable[Event]) -> dict[str, TrialState]:
@@ -296,7 +319,7 @@ def _check(path: Path, db: sqlite3.Connection) -> None:
         raise RequestError(
             Problem(
                 f"{path} was written by a newer sweeper (ledger version {version}, this one reads up to {SCHEMA})",
-                fix="pip install --upgrade sweeper",
+                fix="git pull && make setup   (in the checkout of sweeper)",
             )
         )
 

@@ -50,6 +50,47 @@ def test_state_is_what_the_events_add_up_to(path: Path) -> None:
     assert json.dumps(first.as_dict())
 
 
+PLAN: list[tuple[str, str | None, dict[str, object]]] = [
+    ("sweep_started", None, {"trials": 2, "mode": "max"}),
+    ("trial_planned", "000", {"label": "a"}),
+    ("trial_planned", "001", {"label": "b"}),
+]
+
+
+def test_several_events_are_written_in_their_order(path: Path) -> None:
+    ledger = Ledger.open(path, create=True)
+    ledger.append_all(PLAN)
+    assert [(e.kind, e.trial, e.data) for e in ledger.events()] == PLAN
+    ledger.append("attempt_started", trial="000", attempt=1)
+    ledger.close()
+    assert len(Ledger.history(path)) == 4, "the transaction has ended: what comes after is written too"
+
+
+@pytest.mark.parametrize("bad", [("no_such_kind", "002", {}), ("trial_planned", object(), {})])
+def test_of_several_events_with_a_bad_one_none_is_written(path: Path, bad: tuple[str, str, dict[str, object]]) -> None:
+    ledger = Ledger.open(path, create=True)
+    # ValueError: refused by us before the transaction; RequestError and RecordsError: by SQLite in its middle
+    with pytest.raises((ValueError, SweeperError, sqlite3.Error)):
+        ledger.append_all([*PLAN[:2], bad, PLAN[2]])
+    assert Ledger.history(path) == []
+    ledger.append_all(PLAN)  # the failure left no transaction open
+    ledger.close()
+    assert len(Ledger.history(path)) == 3
+
+
+def test_a_writer_killed_between_several_events_leaves_none_of_them(path: Path) -> None:
+    code = (
+        "import os, pathlib, sys\nfrom sweeper.trial import ledger\n"
+        "book = ledger.Ledger.open(pathlib.Path(sys.argv[1]), create=True)\n"
+        "book._db.create_function('die', 0, lambda: os.kill(os.getpid(), 9))\n"
+        "book._db.execute('CREATE TEMP TRIGGER third AFTER INSERT ON main.events WHEN new.seq = 3 '\n"
+        "                 'BEGIN SELECT die(); END')\n"
+        "book.append_all([('sweep_started', None, {}), *(('trial_planned', str(i), {}) for i in range(4))])\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, check=False).returncode == -9
+    assert Ledger.history(path) == []
+
+
 def test_nan_scores_survive_and_are_never_the_best(path: Path) -> None:
     ledger = Ledger.open(path, create=True)
     for score in (0.25, float("nan"), float("-inf")):
