@@ -11,7 +11,7 @@ from typing import Any
 
 from sweeper.config import tree
 from sweeper.errors import Problem
-from sweeper.trial.records import _NAME
+from sweeper.trial.records import NAME
 
 
 def check(config: Mapping[str, Any]) -> list[Problem]:
@@ -34,7 +34,7 @@ def _names(value: Any) -> bool:
 
 def _folder_name(value: Any) -> bool:
     # A number is a good name: it is typed like one, name=2026.
-    return not isinstance(value, bool) and isinstance(value, str | int) and bool(_NAME.fullmatch(str(value)))
+    return not isinstance(value, bool) and isinstance(value, str | int) and bool(NAME.fullmatch(str(value)))
 
 
 def _program(value: Any) -> bool:

@@ -180,8 +180,10 @@ def at(path: str) -> tuple[Architecture | None, list[Problem]]:
 
 
 def _is_hub_id(path: str) -> bool:
-    """`Qwen/Qwen2.5-7B` is one; `models/qwen` is not where a folder `models` exists."""
-    return bool(_HUB_ID.fullmatch(path)) and not ("/" in path and Path(path).parent.is_dir())
+    """`Qwen/Qwen2.5-7B` is one; `models/qwen` is not where a folder `models` exists; a single word only if known."""
+    if "/" not in path:
+        return known(path) is not None
+    return bool(_HUB_ID.fullmatch(path)) and not Path(path).parent.is_dir()
 
 
 def _missing(path: Path) -> Problem:

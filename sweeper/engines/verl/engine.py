@@ -9,11 +9,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from sweeper import environments, models
 from sweeper.engines.base import AttemptPaths, Config, Gang, Job, Progress, Shape, Workload
-from sweeper.engines.verl import job, metrics, names, root_cause, rules, schedule
+from sweeper.engines.verl import job, kinds, metrics, names, root_cause, rules, schedule
 from sweeper.engines.verl.cpu import overlay
 from sweeper.errors import Problem
 
@@ -26,10 +27,14 @@ class VerlEngine:
     def bind(self, config: Config, explicit: Mapping[str, Any], shape: Shape) -> list[Problem]:
         """Write our names, the cluster, the model and the data into verl's keys, in place."""
         typed = {key.lstrip("+~"): value for key, value in explicit.items()}
+        if broken := kinds.sections(config):
+            return broken  # there is nothing to write into
         if shape.device == "cpu":
             _lay_cpu(config, typed)
         problems = names.bind(config, typed)  # after the overlay, whose defaults give way to a typed `tp`
+        problems += _bind_clip(config, typed)
         _bind_cluster(config, typed, shape)
+        _bind_paths(config)
         _bind_model(config)
         _bind_data(config, typed)
         _bind_logger(config, typed)
@@ -102,6 +107,49 @@ def _bind_cluster(config: Config, typed: Mapping[str, Any], shape: Shape) -> Non
     rollout = config["actor_rollout_ref"]["rollout"]
     if "actor_rollout_ref.rollout.n_gpus_per_node" not in typed:
         rollout["n_gpus_per_node"] = trainer["n_gpus_per_node"]
+
+
+def _bind_paths(config: Config) -> None:
+    """Paths as the user meant them: from the folder they typed them in, which is not the attempt's."""
+    data = config["data"]
+    for key in ("train_files", "val_files"):
+        value = data[key]
+        data[key] = [_absolute(v) for v in value] if isinstance(value, list) else _absolute(value)
+    for at in (
+        config["reward"]["custom_reward_function"],
+        config["actor_rollout_ref"]["model"],
+        config["critic"]["model"],
+    ):
+        at["path"] = _absolute(at["path"])
+
+
+def _absolute(value: Any) -> Any:
+    """A path that is there from here, in full; anything else (an id of a hub, an address, what is missing) as it is."""
+    if not isinstance(value, str) or "://" in value or not value:
+        return value
+    path = Path(value).expanduser()
+    return str(path.absolute()) if not path.is_absolute() and path.exists() else value
+
+
+def _bind_clip(config: Config, typed: Mapping[str, Any]) -> list[Problem]:
+    """A typed clip_ratio is the range: verl reads clip_ratio_low and _high wherever they are set
+    (trainer/ppo/core_algos.py:1321), and our algorithms set both."""
+    actor, at = config["actor_rollout_ref"]["actor"], "actor_rollout_ref.actor.clip_ratio"
+    if at not in typed or f"{at}_low" in typed or f"{at}_high" in typed:
+        return []
+    if actor["clip_ratio_low"] != actor["clip_ratio_high"]:
+        return [
+            Problem(
+                f"{at}={typed[at]} would do nothing: this algorithm clips from {actor['clip_ratio_low']} below to "
+                f"{actor['clip_ratio_high']} above",
+                valid=f"{at}_low and {at}_high",
+                fix=f"{at}_low=... {at}_high=...",
+                key=at,
+                source="verl/trainer/ppo/core_algos.py:1321",
+            )
+        ]
+    actor["clip_ratio_low"] = actor["clip_ratio_high"] = typed[at]
+    return []
 
 
 def _bind_model(config: Config) -> None:

@@ -23,6 +23,21 @@ def check(config: Config) -> list[Problem]:
     return [*_ours(config), *_theirs(config)]
 
 
+def sections(config: Config) -> list[Problem]:
+    """Sections of verl's config that hold something else, as `trainer=null` makes of one."""
+    found = []
+    for path in _sections(str(config.get("model_engine", "dp"))):
+        value: Any = config
+        for part in path:
+            value = value.get(part, {}) if isinstance(value, dict) else {}
+        if not isinstance(value, Mapping):
+            key = ".".join(path)
+            found.append(
+                Problem(f"{key}={value} takes the place of a whole section", valid=f"{key}.<key>=...", key=key)
+            )
+    return found
+
+
 def _ours(config: Config) -> Iterator[Problem]:
     for name, kind in NAMES.items():
         value = config.get(name)
@@ -56,6 +71,11 @@ def _theirs(config: Config) -> Iterator[Problem]:
 def _typed_leaves(model_engine: str) -> tuple[tuple[tuple[str, ...], Any], ...]:
     """Where verl's default is a number or a truth value: path -> default."""
     return tuple((path, value) for path, value in _leaves(load(model_engine)) if isinstance(value, bool | int | float))
+
+
+@lru_cache
+def _sections(model_engine: str) -> tuple[tuple[str, ...], ...]:
+    return tuple(dict.fromkeys(path[:n] for path, _ in _leaves(load(model_engine)) for n in range(1, len(path))))
 
 
 def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -11,7 +11,7 @@ import difflib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from sweeper import environments, models
 from sweeper.engines.base import Config, Shape
 from sweeper.engines.verl import kinds, schedule
 from sweeper.engines.verl.cpu import ROLLOUT
-from sweeper.environments import rows
+from sweeper.environments import custom, rows
+from sweeper.environments.probe import Interpreter
 from sweeper.errors import Problem
 from sweeper.models import facts
 from sweeper.plan import memory
@@ -163,6 +164,8 @@ Rule = Callable[[Context], Iterator[Problem]]
 
 def check(config: Config, shape: Shape) -> list[Problem]:
     """All problems; empty when verl can run it on that shape."""
+    if broken := kinds.sections(config):
+        return broken
     context = Context(config, shape)
     # Sums on a value that is no number, or on keys of another training engine, only
     # hide the problem that matters.
@@ -860,12 +863,18 @@ def reward_file(c: Context) -> Iterator[Problem]:
     path = asked["path"]
     if path and str(path) not in _environment_files(c) and "://" not in str(path):
         file = Path(str(path)).expanduser()
-        if not file.is_file():
+        key = "reward.custom_reward_function.path"
+        if file.is_file():
+            for p in custom.check_reward(file, str(asked["name"]), Interpreter.of(c.config), key):
+                # There the function is named behind the file; verl has a key of its own for it.
+                meant = p.fix.rpartition(":")[2] if p.fix.startswith(f"{key}=") else ""
+                yield replace(p, fix=f"reward.custom_reward_function.name={meant}" if meant else p.fix)
+        else:
             near = facts.nearest_sibling(file)
             yield Problem(
-                f"reward.custom_reward_function.path={path} does not exist",
-                fix=f"reward.custom_reward_function.path={near}" if near else "",
-                key="reward.custom_reward_function.path",
+                f"{key}={path} does not exist",
+                fix=f"{key}={near}" if near else "",
+                key=key,
                 source="verl/trainer/ppo/reward.py",
             )
 
