@@ -47,13 +47,15 @@ def execute(plan: Plan, *, resume: bool = False) -> int:
             _same_plan(ledger, trials, prints)
         else:
             request = {"overrides": list(plan.overrides), "trials": len(trials), "mode": _mode(plan)}
-            ledger.append("sweep_started", data=request)
-            for t in trials:
-                ledger.append(
+            planned = [
+                (
                     "trial_planned",
-                    trial=t.id,
-                    data={"label": t.label, "varied": dict(t.point.varied), "fingerprint": prints[t.id]},
+                    t.id,
+                    {"label": t.label, "varied": dict(t.point.varied), "fingerprint": prints[t.id]},
                 )
+                for t in trials
+            ]
+            ledger.append_all([("sweep_started", None, request), *planned])
         display.event(
             "sweep_started",
             name=folder.name,
@@ -114,7 +116,7 @@ def _store_flag(folder: SweepFolder) -> str:
 def _free(store: Path, plan: Plan, resume: bool) -> None:
     """A name names one sweep; asked before anything is built."""
     name = plan.settings["name"]
-    if name and not resume and (store / str(name)).exists():
+    if name is not None and not resume and (store / str(name)).exists():
         raise RequestError(
             Problem(
                 f"a sweep named {name} is already in {store}",
@@ -129,7 +131,7 @@ def _folder(store: Path, plan: Plan, resume: bool) -> SweepFolder:
     name = plan.settings["name"]
     if resume:
         return SweepFolder.existing(store, str(name))
-    return SweepFolder.create(store, str(name) if name else time.strftime("%Y%m%d-%H%M%S"), plan.overrides)
+    return SweepFolder.create(store, str(name) if name is not None else time.strftime("%Y%m%d-%H%M%S"), plan.overrides)
 
 
 def _same_plan(ledger: Ledger, trials: Sequence[Trial], prints: Mapping[str, str]) -> None:
