@@ -1,8 +1,9 @@
 """Makes what trials need before they start, once: `python -m sweeper.prepare '<builds as JSON>'`.
 
 Runs in the engine's interpreter, which has torch and the data packages. Guarantees: what exists is left alone; a folder
-appears whole or not at all; running twice at once is safe. Every line on stdout is a JSON object with `event`:
-`building`, `progress`, `built`, `exists`, or `error`, which is the last, with a `message` of one line and exit code 1.
+appears whole or not at all; running twice at once is safe; SIGTERM and Ctrl-C leave nothing half-made behind. Every
+line on stdout is a JSON object with `event`: `building`, `progress`, `built`, `exists`, or `error`, which is the last,
+with a `message` of one line and exit code 1.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,10 +20,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import TextIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from sweeper import environments, models
 from sweeper.errors import SweeperError
+
+GRACE_S = 5.0
+"""Seconds that the builder has to remove what is half-made, when it is stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +123,22 @@ def run(
                 other.append(line.strip())
         code = child.wait()
     except BaseException:
-        child.kill()
-        child.wait()
+        _end(child)
         raise
     if code:
         last = [line for line in [*other, *noise()] if line]
         raise SweeperError(failure or f"preparing failed with code {code}: {last[-1] if last else 'no word why'}")
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    """Ask it to end, so that it removes what is half-made; kill it only when it does not."""
+    try:
+        child.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(GRACE_S)
+    finally:  # a second Ctrl-C does not wait
+        child.kill()
+        child.wait()
 
 
 def _drain(child: subprocess.Popen[str]) -> Callable[[], list[str]]:
@@ -209,5 +224,14 @@ def _make(build: Build) -> None:
         raise SweeperError("there is no recipe for it")
 
 
+def _end_whole(number: int, _: object) -> NoReturn:
+    """Leave by an exception, so that what is half-made is removed; a second signal does not interrupt that."""
+    for each in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches both processes, and the other one sends SIGTERM too
+        signal.signal(each, lambda *_: None)  # not SIG_IGN: Python complains of one that is on its way already
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, _end_whole)
+    signal.signal(signal.SIGTERM, _end_whole)
     sys.exit(main(sys.argv[1:]))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +98,62 @@ def test_two_at_once_both_end_well(tmp_path: Path) -> None:
         "val.parquet",
     ]
     assert [p for p in tmp_path.iterdir() if p.is_dir()] == [Path(builds[0].path)]
+
+
+def long_build(tmp_path: Path) -> Build:
+    """One that goes on for many seconds."""
+    [build] = [
+        b
+        for b in prepare.missing([config(environment={**config()["environment"], "largest": 999})], tmp_path)
+        if b.what == "environment"
+    ]
+    return build
+
+
+def wait_until_it_builds(cache: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not [p for p in cache.iterdir() if p.is_dir()]:
+        assert time.monotonic() < deadline, "the build did not begin"
+        time.sleep(0.02)
+
+
+def test_ctrl_c_while_building_leaves_nothing(tmp_path: Path) -> None:
+    def interrupt(_: str) -> None:
+        wait_until_it_builds(tmp_path)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare.run([long_build(tmp_path)], sys.executable, interrupt)
+    assert [p for p in tmp_path.iterdir() if p.is_dir()] == []
+
+
+def test_a_terminal_sends_ctrl_c_to_both_and_nothing_is_left(tmp_path: Path) -> None:
+    command = prepare.command([long_build(tmp_path)], sys.executable)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=prepare.environment(), stdout=pipe, stderr=pipe, text=True) as child:
+        wait_until_it_builds(tmp_path)
+        child.send_signal(signal.SIGINT)
+        child.send_signal(signal.SIGTERM)  # from the parent, right after, in the middle of the clean-up
+        _, complaints = child.communicate(timeout=30)
+    assert child.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM) and complaints == ""
+    assert [p for p in tmp_path.iterdir() if p.is_dir()] == []
+
+
+def test_a_builder_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deaf = tmp_path / "python"
+    deaf.write_text("#!/bin/sh\ntrap '' TERM\necho '{\"text\": \"'$$'\"}'\nexec sleep 60\n")
+    deaf.chmod(0o755)
+    monkeypatch.setattr(prepare, "GRACE_S", 0.2)
+    said: list[str] = []
+
+    def interrupt(line: str) -> None:
+        said.append(line)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare.run([long_build(tmp_path)], str(deaf), interrupt)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(said[0]), 0)
 
 
 def raw_gsm8k(tmp_path: Path, answer: str) -> Build:

@@ -8,13 +8,11 @@ warm-up takes its questions from the training set of the same split (`pairs`), s
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from sweeper import cache
 from sweeper.errors import Problem
 
 Split = Literal["train", "val", "test"]
@@ -46,10 +44,7 @@ def spec(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 def path(cache_root: Path, built: Mapping[str, Any]) -> Path:
     """Where the folder of this spec lives, built or not."""
-    import json
-
-    canonical = json.dumps(built, sort_keys=True, separators=(",", ":"))
-    return cache_root / f"arithmetic-{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
+    return cache.folder(cache_root, "arithmetic", built)
 
 
 def check(environment: Mapping[str, Any]) -> list[Problem]:
@@ -135,30 +130,18 @@ def rows(built: Mapping[str, Any], split: Split) -> list[dict[str, Any]]:
 
 
 def build(folder: Path, built: Mapping[str, Any]) -> Path:
-    """Write the folder unless it is there; returns it. Safe when several processes build the same one."""
-    if folder.is_dir():
-        return folder
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        files: dict[Split, str] = {"train": TRAIN, "val": VAL, "test": TEST}
-        for split, name in files.items():
-            pq.write_table(pa.Table.from_pylist(rows(built, split)), temporary / name)
-        (temporary / REWARD).write_text(_REWARD, encoding="utf-8")
-        temporary.chmod(0o755)  # mkdtemp's is private; a shared cache is read by others
-        _publish(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    """Write the folder unless it is there; returns it. When several processes ask at once, one of them does it."""
+    with cache.building(folder) as aside:
+        if aside:
+            _write(aside, built)
     return folder
 
 
-def _publish(temporary: Path, folder: Path) -> None:
-    """Rename into place; when another process was first, its folder stands (it is the same by construction)."""
-    try:
-        os.rename(temporary, folder)  # noqa: PTH104  # Path.rename is the same call; this is the syscall meant
-    except OSError:
-        if not folder.is_dir():
-            raise
+def _write(folder: Path, built: Mapping[str, Any]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files: dict[Split, str] = {"train": TRAIN, "val": VAL, "test": TEST}
+    for split, name in files.items():
+        pq.write_table(pa.Table.from_pylist(rows(built, split)), folder / name)
+    (folder / REWARD).write_text(_REWARD, encoding="utf-8")

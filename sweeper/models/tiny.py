@@ -8,17 +8,13 @@ its sampled accuracy well above zero and leaves room above.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import random
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sweeper import cache
 from sweeper.environments import arithmetic
 
 ARCHITECTURE: dict[str, int] = {
@@ -78,29 +74,17 @@ def spec(
 
 def path(cache_root: Path, built: Mapping[str, Any]) -> Path:
     """Where the folder of this spec lives, built or not."""
-    canonical = json.dumps(built, sort_keys=True, separators=(",", ":"))
-    return cache_root / f"tiny-{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
+    return cache.folder(cache_root, "tiny", built)
 
 
 def build(folder: Path, built: Mapping[str, Any]) -> Path:
     """Build the model unless it is there; returns the folder. Prints a line of progress now and then.
 
-    Safe when several processes build the same one: each works aside, the first to finish wins.
+    When several processes ask at once, one of them builds and the others wait for it.
     """
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        _make(temporary, built)
-        temporary.chmod(0o755)  # mkdtemp's is private; a shared cache is read by others
-        try:
-            os.rename(temporary, folder)  # noqa: PTH104  # Path.rename is the same call; this is the syscall meant
-        except OSError:
-            if not folder.is_dir():  # else another process was first, and its folder is the same
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with cache.building(folder) as aside:
+        if aside:
+            _make(aside, built)
     return folder
 
 

@@ -2,6 +2,8 @@
 
 import importlib.util
 import multiprocessing
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.parquet as pq
 import pytest
@@ -57,12 +59,30 @@ def test_the_folder_is_named_by_what_is_in_it(tmp_path):
     assert arithmetic.path(tmp_path, SPEC) != arithmetic.path(tmp_path, arithmetic.spec({"largest": 28}))
 
 
+def test_a_cache_of_before_stays_valid(tmp_path):
+    assert arithmetic.path(tmp_path, SPEC).name == "arithmetic-68a97ab4b7251b80"
+
+
 def test_builders_at_the_same_time_leave_one_whole_folder(tmp_path):
     folder = arithmetic.path(tmp_path, SPEC)
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         pool.starmap(arithmetic.build, [(folder, SPEC)] * 4)
-    assert [p.name for p in tmp_path.iterdir()] == [folder.name]
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == [folder.name]
     assert len(list(folder.iterdir())) == 4
+
+
+def test_builders_at_the_same_time_do_the_work_once(tmp_path, monkeypatch):
+    made, write = [], arithmetic._write
+
+    def slow(folder, built):
+        made.append(folder)
+        time.sleep(0.2)
+        write(folder, built)
+
+    monkeypatch.setattr(arithmetic, "_write", slow)
+    with ThreadPoolExecutor(3) as pool:
+        folders = list(pool.map(lambda _: arithmetic.build(arithmetic.path(tmp_path, SPEC), SPEC), range(3)))
+    assert len(made) == 1 and len(list(folders[0].iterdir())) == 4
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import hashlib
 import multiprocessing
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -24,7 +26,7 @@ def built(tmp_path_factory):
 def test_the_same_spec_gives_the_same_bytes_in_another_process(built, tmp_path):
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         pool.starmap(tiny.build, [(tiny.path(tmp_path, SHORT), SHORT)] * 2)  # at the same time
-    (again,) = tmp_path.iterdir()
+    (again,) = (p for p in tmp_path.iterdir() if p.is_dir())
     assert again.name == built.name
     assert digest(again) == digest(built)
 
@@ -39,7 +41,35 @@ def test_a_failed_build_leaves_nothing(tmp_path):
     broken = tiny.spec({"heads": 3})  # does not divide the hidden size
     with pytest.raises(RuntimeError, match="must match the size"):
         tiny.build(tiny.path(tmp_path, broken), broken)
-    assert list(tmp_path.iterdir()) == []
+    assert [p for p in tmp_path.iterdir() if p.is_dir()] == []
+
+
+def test_builders_at_the_same_time_do_the_work_once(tmp_path, monkeypatch):
+    made = []
+
+    def slow(folder, _):
+        made.append(folder)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(tiny, "_make", slow)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: tiny.build(tiny.path(tmp_path, SHORT), SHORT), range(3)))
+    assert len(made) == 1 and tiny.path(tmp_path, SHORT).is_dir()
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(folder, _):
+        (folder / "half").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tiny, "_make", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.build(tiny.path(tmp_path, SHORT), SHORT)
+    assert [p for p in tmp_path.iterdir() if p.is_dir()] == []
+
+
+def test_a_cache_of_before_stays_valid(tmp_path):
+    assert tiny.path(tmp_path, tiny.spec()).name == "tiny-6bf0186b755d0c3c"
 
 
 def test_building_leaves_the_callers_random_state_and_settings(tmp_path):
