@@ -42,7 +42,6 @@ SCHEMA = 1
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 """What a sweep may be called: its name is a folder's."""
-_NAME = NAME  # until sweeper/config/schema.py imports NAME
 _SECRET_VARIABLE = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD", re.IGNORECASE)
 _SECRET_NAME = re.compile(r"(^|_)(API_?)?(KEY|TOKEN|SECRET|PASSWORD|PASSWD)S?(_|$)", re.IGNORECASE)
 _SHORTEST_SECRET = 8
