@@ -20,17 +20,19 @@ MAX_KEY = 250
 MAX_VALUE = 6000
 MAX_TAG = 8000
 
-_FORBIDDEN = re.compile(r"[^\w./\- ]", re.ASCII)  # a colon too: MLflow refuses it on Windows
+_KEPT = (r"\w./\- ", r"\w\- ", r"A-Za-z0-9./\- ", r"A-Za-z0-9\- ")
+"""What stays as it is, in the order that is tried: all that MLflow takes (but for a colon, which it refuses on Windows);
+no dots and slashes, for what is no normal path; no underscores, for what looks like an escape; neither."""
 _ESCAPE = re.compile(r"_at_|_u([0-9a-f]+)_")
 
 
 def encode(key: str) -> str:
     """The key as MLflow takes it: `@` as `_at_`, any other character it refuses as `_u<hex>_`."""
-    out = _FORBIDDEN.sub(_escape, key)
-    if not out or posixpath.normpath(out) != out or out[0] in "./":
-        out = re.sub(r"[./]", _escape, out) or "_u_"
-    if decode(out) != key:  # it holds what looks like an escape: escape its own underscores, then the rest
-        out = re.sub(r"[^A-Za-z0-9./\- ]", _escape, key)
+    out = ""
+    for kept in _KEPT:
+        out = re.sub(f"[^{kept}]", _escape, key, flags=re.ASCII) or "_u_"
+        if posixpath.normpath(out) == out and out[0] not in "./" and decode(out) == key:
+            break
     if len(out) > MAX_KEY:
         digest = hashlib.sha256(key.encode()).hexdigest()[:16]
         out = f"{out[: MAX_KEY - 17]}-{digest}"

@@ -298,8 +298,9 @@ def absolute(uri: str) -> str:
 
 
 def shown(uri: str) -> str:
-    """A URI without the password that may be in it."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+    """A URI without the name and password that may be in it; a password may itself hold `@` and `/`."""
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}" if separator else uri
 
 
 def reason(error: BaseException) -> str:

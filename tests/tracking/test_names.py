@@ -5,12 +5,14 @@ from __future__ import annotations
 import posixpath
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sweeper.tracking.names import MAX_KEY, decode, encode, params, value
 
 
+@example("_u0/")  # looks like an escape and is no normal path
+@example("_at_/../x")
 @given(st.text(max_size=40) | st.text(alphabet="_at@u5f/. :", max_size=12))
 def test_every_key_is_taken_and_reads_back(key: str) -> None:
     from mlflow.utils.validation import path_not_unique, validate_param_and_metric_name
