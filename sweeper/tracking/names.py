@@ -21,8 +21,8 @@ MAX_VALUE = 6000
 MAX_TAG = 8000
 
 _KEPT = (r"\w./\- ", r"\w\- ", r"A-Za-z0-9./\- ", r"A-Za-z0-9\- ")
-"""What stays as it is, in the order that is tried: all that MLflow takes (but for a colon, which it refuses on Windows);
-no dots and slashes, for what is no normal path; no underscores, for what looks like an escape; neither."""
+"""What stays as it is, in the order that is tried: all that MLflow takes (but for a colon, which it refuses on
+Windows); no dots and slashes, for what is no normal path; no underscores, for what looks like an escape; neither."""
 _ESCAPE = re.compile(r"_at_|_u([0-9a-f]+)_")
 
 

@@ -81,7 +81,7 @@ PLAIN = [
 ]
 
 
-@settings(max_examples=15, deadline=None)  # each is several composes by Hydra, at 130 ms
+@settings(max_examples=15)  # each is several composes by Hydra, at 130 ms
 @given(
     st.lists(st.sampled_from(SWEPT), max_size=4, unique_by=lambda s: s[0]).flatmap(
         lambda chosen: st.tuples(

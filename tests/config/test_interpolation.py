@@ -18,7 +18,7 @@ TEXTS = [
 LEAVES = ["c.p", "c.q", "c.r", "d", "b.z"]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.dictionaries(st.sampled_from(LEAVES), st.sampled_from(TEXTS)),
     st.sampled_from(["a.x", "b.x", "b.y", "s", "t"]),

@@ -143,7 +143,7 @@ def typed(value: object) -> str:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z]{1,5}x\.[a-z]{1,5}", fullmatch=True), st.lists(scalars, min_size=1, max_size=4), max_size=3
@@ -166,7 +166,7 @@ def test_any_values_come_back_as_they_were_typed(choices: dict[str, list[object]
         assert again.overrides == point.overrides
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=20))
 def test_no_text_makes_a_traceback(line: str) -> None:
     try:
