@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
@@ -370,11 +369,13 @@ def now(moment: float | None = None) -> str:
 
 def versions(*packages: str) -> dict[str, str | None]:
     """The installed version of each distribution, without importing it; None when it is not installed here."""
+    from importlib import metadata  # here: it is slow to import, and a plan does not need it
+
     found: dict[str, str | None] = {}
     for package in filter(None, packages):
         try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
             found[package] = None
     return found
 
