@@ -5,11 +5,12 @@ Guarantees: it is read, never composed; an experiment that does not exist has ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
+
+from sweeper.config import tree
 
 GROUP = "experiment"
 
@@ -33,14 +34,4 @@ def params(file: dict[str, Any]) -> dict[str, Any]:
 
 def keys(file: dict[str, Any]) -> list[str]:
     """The dotted keys of the values that it sets (`@package _global_`, as every experiment)."""
-    return [*_leaves({k: v for k, v in file.items() if k not in ("defaults", "hydra")})]
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Lists are values: a file sets them as a whole."""
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{path}.")
-        else:
-            yield path
+    return [key for key, _ in tree.values({k: v for k, v in file.items() if k not in ("defaults", "hydra")})]

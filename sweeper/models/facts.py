@@ -1,7 +1,7 @@
 """What a model is made of, known without a download: layers, heads, vocabulary and the exact number of parameters.
 
 Guarantees: nothing heavy is imported and nothing is fetched; `Architecture.count` equals what transformers builds for
-the families it calls exact (a test instantiates them); a folder's facts come from its own config.json, whatever the
+qwen2, qwen3, llama and mistral (a test instantiates them); a folder's facts come from its own config.json, whatever the
 config says; a model path that cannot work is named before anything is spent.
 """
 
@@ -26,7 +26,6 @@ CONF = Path(__file__).resolve().parents[2] / "conf" / "model"
 # What each family adds to a plain decoder: biases on q, k, v; a norm on each head of q and k.
 _QKV_BIAS = {"qwen2"}
 _HEAD_NORMS = {"qwen3"}
-_EXACT = {"qwen2", "qwen3", "llama", "mistral"}
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -84,11 +83,6 @@ class Architecture:
         if text.get("mlp_bias"):
             count += arch.layers * (2 * arch.intermediate + hidden)
         return cls(**{f.name: getattr(arch, f.name) for f in fields(cls) if f.name != "params"}, params=count)
-
-    @property
-    def exact(self) -> bool:
-        """Whether `count` is known to be exact for this family."""
-        return self.model_type in _EXACT
 
     def count(self) -> int:
         """The number of parameters.

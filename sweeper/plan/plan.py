@@ -20,7 +20,7 @@ from sweeper.engines.verl import base_config
 from sweeper.errors import Problem, RequestError
 from sweeper.plan.cost import Cost, estimate
 from sweeper.trial.records import secret_name
-from sweeper.trial.spec import Trial
+from sweeper.trial.spec import Point, Trial
 
 SWEEP_LEVEL = ("name", "project", "store", "plan", "output", "tracking", "search", "objective", "max_concurrent")
 """Root keys that belong to the sweep as a whole and so cannot differ between its trials."""
@@ -103,7 +103,7 @@ def make(overrides: Sequence[str]) -> Plan:
             known[key] = clusters.shape(item.config["cluster"])
         shapes[trial_id] = known[key]
         sized.append(_sized(trial_id, item.point, item.config, item.explicit, known[key]))
-    return Plan(tuple(overrides), tuple(sized), shapes, settings, tuple(space_notes(space)))
+    return Plan(tuple(overrides), tuple(sized), shapes, settings, space.notes)
 
 
 def unlaunchable(plan: Plan) -> list[tuple[Problem, list[str]]]:
@@ -126,7 +126,7 @@ def unlaunchable(plan: Plan) -> list[tuple[Problem, list[str]]]:
     return found
 
 
-def _sized(trial_id: str, point: Any, config: Config, explicit: Mapping[str, Any], shape: Shape) -> Sized:
+def _sized(trial_id: str, point: Point, config: Config, explicit: Mapping[str, Any], shape: Shape) -> Sized:
     engine = engines.get(config["engine"]["name"])
     # Binding comes first: rules read what the trainer will read.
     problems = [*dict.fromkeys([*engine.bind(config, explicit, shape), *engine.check(config, shape)])]
@@ -144,11 +144,6 @@ def _sized(trial_id: str, point: Any, config: Config, explicit: Mapping[str, Any
         gpu=shape.gpu,
     )
     return Sized(Trial(trial_id, point, config), gang, work, cost)
-
-
-def space_notes(space: Any) -> list[str]:
-    """What the grammar had to say beside its points (dropped duplicates)."""
-    return list(getattr(space, "notes", ()))
 
 
 def _secrets(composed: Sequence[Composed]) -> list[Problem]:

@@ -13,8 +13,10 @@ import hashlib
 import json
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+from sweeper.config import tree
 
 MAX_KEY = 250
 MAX_VALUE = 6000
@@ -77,16 +79,6 @@ def params(given: Mapping[str, Any]) -> dict[str, str]:
         part = config.get(name)
         if isinstance(part, Mapping) and part.get("name") is not None:
             found.setdefault(name, part["name"])
-    for key, leaf in leaves(config):
+    for key, leaf in tree.values(config):
         found.setdefault(key, leaf)
     return {encode(k): value(v) for k, v in found.items()}
-
-
-def leaves(config: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key -> value; lists and empty mappings are leaves."""
-    for key, inner in config.items():
-        dotted = f"{at}.{key}" if at else str(key)
-        if isinstance(inner, Mapping) and inner:
-            yield from leaves(inner, dotted)
-        else:
-            yield dotted, inner

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
+from sweeper.config import tree
 from sweeper.engines.base import AttemptPaths, Config, Gang, Job
 from sweeper.engines.verl import preload, schedule
 from sweeper.engines.verl.base_config import load
@@ -199,28 +200,22 @@ def overrides(trainer: Config) -> list[str]:
     differ where `data.max_prompt_length` does.
     """
     base = load(MODEL_ENGINE.get(trainer["actor_rollout_ref"]["actor"]["strategy"], "dp"))
-    known = dict(_leaves(base))
+    known = dict(tree.values(base))
     derived = tuple(k for k, v in known.items() if isinstance(v, str) and "${" in v)
     follows: Any = OmegaConf.create(base)
     own = [
-        (k, v) for k, v in _leaves(trainer) if k not in derived and not k.startswith(tuple(f"{d}." for d in derived))
+        (k, v)
+        for k, v in tree.values(trainer)
+        if k not in derived and not k.startswith(tuple(f"{d}." for d in derived))
     ]
     for key, value in own:
         OmegaConf.update(follows, key, value, force_add=True)
     resolved: Any = OmegaConf.to_container(follows, resolve=True, throw_on_missing=False)
-    defaults = dict(_leaves(resolved))
+    defaults = dict(tree.values(resolved))
     differ = [(k, v) for k, v in own if k in known and known[k] != v]
-    differ += [(k, v) for k, v in _leaves(trainer) if k in derived and k in defaults and defaults[k] != v]
+    differ += [(k, v) for k, v in tree.values(trainer) if k in derived and k in defaults and defaults[k] != v]
     added = [(k, v) for k, v in own if k not in known]
     return [f"{k}={_value(v)}" for k, v in sorted(differ)] + [f"+{k}={_value(v)}" for k, v in added]
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _value(value: Any) -> str:
