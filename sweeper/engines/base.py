@@ -7,7 +7,7 @@ processes), it names every problem of a config before anything is spent, and it 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -76,6 +76,11 @@ class Progress:
     """Over all ranks."""
     step_s: float | None = None
     """Seconds the step took."""
+    signals: Mapping[str, float] = field(default_factory=dict)
+    """What health rules read, under names shared by all engines, those that the line has: `loss`, `grad_norm`,
+    `entropy` (nats a token), `kl` (to the policy before the update, a token), `reward_spread` (max - min over the
+    step's responses), `saturated` (share of responses cut at the length limit), `mismatch` (mean absolute difference
+    of the rollout's and the trainer's probabilities)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +112,26 @@ class Workload:
     """Parameters of the policy; None when the model's architecture is not known."""
     memory_gib: float | None = None
     """Estimated peak per rank; None when it cannot be estimated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint that is whole."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt failed."""
+
+    kind: str
+    """`preempted`, `node-lost`, `out-of-memory`, `stalled`, `nan`, `data`, `disk`, `launch` or `bug`."""
+    signature: str
+    """Equal for the same failure on other data, steps, ranks and folders: what identical failures are counted by."""
+    lines: tuple[str, ...]
+    """The lines of the log that say why, most telling first; at most a dozen."""
 
 
 class Engine(Protocol):
@@ -142,8 +167,41 @@ class Engine(Protocol):
         """One parsed line of the metrics file; None when it carries no step."""
         ...
 
-    def root_cause(self, log: str) -> list[str]:
-        """The lines of a failed attempt's log that say why, most telling first; at most a dozen."""
+    def failure(self, log: str, reason: str, code: int | None, detail: str) -> Failure:
+        """Why an attempt failed, from its log and how the cluster says it ended (clusters.base.Exit)."""
+        ...
+
+    def hung_at(self, log: str) -> list[str]:
+        """Where the processes of a stalled attempt were, from the stacks that `Attempt.stop(dump=True)` left in its
+        log; at most a dozen lines, the innermost frame outside the standard library first of each process."""
+        ...
+
+    def relieve(self, config: Config, times: int) -> tuple[Config, str] | None:
+        """The config with less memory needed, for the attempt after the `times`-th (from 1) that ran out of it, and
+        what was changed, in one line; placement only, so that its fingerprint stays. None: there is nothing left."""
+        ...
+
+    def emits(self, config: Config) -> list[str]:
+        """Names of the metrics that a trial of this config is known to write, sorted; `*` stands for any one part.
+        Those of single validation sets are spelled out where the data is known."""
+        ...
+
+    def idle(self, config: Config, key: str) -> str:
+        """Why the value of that key cannot matter in this config (`there is no critic`); empty when it can."""
+        ...
+
+    def checkpoint(self, folder: Path) -> Saved | None:
+        """The newest whole checkpoint below a trial's checkpoint folder. A torn one is passed over."""
+        ...
+
+    def adopt(self, saved: Saved, folder: Path) -> None:
+        """Make that checkpoint of another trial the one that the next attempt of this folder goes on from; what this
+        folder had is moved aside. Whole or not at all. SweeperError if it cannot be copied."""
+        ...
+
+    def placements(self, config: Config, shape: Shape) -> list[dict[str, Any]]:
+        """The placements worth probing for this model on that shape: engine key -> value, first the one that would be
+        taken unprobed. One entry: there is nothing to choose."""
         ...
 
 

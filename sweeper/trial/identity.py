@@ -45,6 +45,10 @@ OURS: Mapping[str, bool] = {
     "cluster": False,
     "engine": False,  # but for the leaves of OURS_INSIDE
     "search": False,
+    "scheduler": False,  # these say when a trial ends, not what its steps compute
+    "stop": False,
+    "failures": False,
+    "placement": False,
     "tracking": False,
     "objective": False,
     "store": False,

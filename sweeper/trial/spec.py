@@ -1,4 +1,4 @@
-"""A trial: one point of an arm, fully composed; what is run, compared and recorded.
+"""A trial: one point of an arm under one seed, fully composed; what is run and recorded.
 
 Guarantees: plain immutable data, no imports beyond the standard library; a trial's id is its place in the sweep's
 order, so the same request gives the same ids.
@@ -33,6 +33,16 @@ class Trial:
     config: Mapping[str, Any]
     """The whole resolved config: our keys and the engine's, names bound."""
     problems: tuple[Problem, ...] = field(default=())
+    arm: str = "0"
+    """The arm's id: its place among the arms."""
+    candidate: str = ""
+    """The id of the point, the same under all its seeds; a trial of a single seed has it as its own."""
+    seed: int | None = None
+    """None: the config's own, which nothing varies."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """What was searched: name of the dim -> value."""
+    kind: str = "search"
+    """`search`, or `final`: run after the search, under seeds that nothing was chosen by."""
 
     @property
     def label(self) -> str:
