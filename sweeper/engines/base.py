@@ -134,6 +134,19 @@ class Failure:
     """The lines of the log that say why, most telling first; at most a dozen."""
 
 
+@dataclass(frozen=True, slots=True)
+class Milestones:
+    """The steps of a trial at which something is known or kept, rising; and the keys that set them."""
+
+    validations: tuple[int, ...]
+    """Steps after which a score is known."""
+    saves: tuple[int, ...]
+    """Steps after which a checkpoint is written."""
+    validation_key: str
+    """The engine's key for every how many steps: `trainer.test_freq`."""
+    saving_key: str
+
+
 class Engine(Protocol):
     """A training system that a trial can be a run of."""
 
@@ -188,6 +201,10 @@ class Engine(Protocol):
 
     def idle(self, config: Config, key: str) -> str:
         """Why the value of that key cannot matter in this config (`there is no critic`); empty when it can."""
+        ...
+
+    def milestones(self, config: Config) -> Milestones:
+        """When a trial of this config is validated and saved."""
         ...
 
     def checkpoint(self, folder: Path) -> Saved | None:
