@@ -1,19 +1,30 @@
 """The command line of `sweep.py`: a request of ours, or a question to Hydra.
 
 Guarantees: a request goes to `sweeper.app` without detours; what only Hydra can answer (--help, --cfg, completion,
-another sweeper or launcher) goes through `@hydra.main`; a wrong request returns 2 and never shows a traceback.
+another sweeper or launcher) goes through `@hydra.main`; a wrong request returns 2 and never shows a traceback. Ctrl-C
+stops what a Ray launcher runs as gently as what we run, and returns 1.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import sys
+import time
 from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
 
 from sweeper.errors import SweeperError
 
 SHORT = {"-m", "--multirun"}
 """Flags that say what happens anyway: every request is a sweep, if only of one trial."""
+RAY_OUTPUT = {"RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0"}
+"""For a launcher's Ray, unless the user says otherwise: it hides lines that two jobs print, as all of our jobs do, and
+colours its prefix also where no terminal reads it."""
+STOP_S = 60.0
+"""How long the jobs of a Ray launcher get to stop."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,15 +52,19 @@ def _through_hydra(argv: list[str], *, task: bool) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from sweeper.config import resolvers
-    from sweeper.config import task as trial
     from sweeper.config.hydra_app import CONFIG_NAME, HELP_NAME, conf
+    from sweeper.config.task import Job
 
     resolvers.register()
     if task and not SHORT & set(argv):
         argv = [*argv, "--multirun"]
+    for name, value in RAY_OUTPUT.items():
+        os.environ.setdefault(name, value)
+    # Random digits: unlike a folder's name, the names of jobs cannot be changed when one is found to be taken.
+    job = Job(f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
     config_name = HELP_NAME if {"-h", "--help"} & set(argv) else CONFIG_NAME
     try:
-        entry = hydra.main(config_path=str(conf()), config_name=config_name, version_base="1.3")(trial.run)
+        entry = hydra.main(config_path=str(conf()), config_name=config_name, version_base="1.3")(job)
     except SweeperError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -64,6 +79,10 @@ def _through_hydra(argv: list[str], *, task: bool) -> int:
     except SweeperError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt as interrupt:
+        print("\nstopping the jobs", file=sys.stderr)
+        _stop_jobs(interrupt.__traceback__)
+        return 1
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if wished:
             raise
@@ -75,3 +94,22 @@ def _through_hydra(argv: list[str], *, task: bool) -> int:
         if wished is not None:
             os.environ["HYDRA_FULL_ERROR"] = wished
     return 0
+
+
+def _stop_jobs(where: TracebackType | None) -> None:
+    """End the jobs that a Ray launcher was waiting for: what runs as if it had got the Ctrl-C, the others at once.
+
+    Ray would kill its workers when this process ends, and with them the controllers that should stop their attempts.
+    The launcher keeps the jobs in a variable of the call that was interrupted, and nowhere else.
+    """
+    ray: Any = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return
+    jobs: list[Any] = []
+    while where is not None:
+        jobs += [job for job in where.tb_frame.f_locals.get("runs", ()) if isinstance(job, ray.ObjectRef)]
+        where = where.tb_next
+    with contextlib.suppress(KeyboardInterrupt):  # the second one: the user does not wait
+        for job in reversed(jobs):  # the last first, so that none starts on the place of one that ended
+            ray.cancel(job)
+        ray.wait(jobs, num_returns=len(jobs), timeout=STOP_S)
