@@ -13,8 +13,8 @@ The rules (config `stop`; null switches one off), each over `patience` training 
     reward_spread_below  all responses of a step are rewarded alike, so there is nothing to learn from, while the
                          reward is no better than at the first step. A task that is solved has no spread either; that
                          is a success, and it is left to end as one.
-    saturated_above      nearly all responses are cut at the length limit, and more of them than at the first step (a
-                         limit that is the length of an answer cuts all of them from the beginning)
+    saturated_above      nearly all responses are cut at the length limit, which was not so at the first step (a limit
+                         that is the length of an answer cuts all of them from the beginning, on purpose)
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ _RULES = (
         "length-saturation",
         "saturated",
         "share of responses cut at the length limit",
-        lambda s, x: s.value > x and s.value > s.first,
+        lambda s, x: s.value > x >= s.first,
         side="above",
     ),
 )

@@ -98,21 +98,22 @@ class Policy:
         kind = failure.kind
         if kind in UNCOUNTED:
             counts.fruitless += 1
-            if counts.fruitless < FRUITLESS:
-                return Decision(True, f"{kind} does not count")
-            return Decision(False, f"{kind} {FRUITLESS} times in a row without a new step")
+            again = counts.fruitless < FRUITLESS
+            why = "does not count" if again else f"{FRUITLESS} times in a row without a new step"
+            return Decision(again, f"{kind} {why}")
         if kind == RELIEVED:
             counts.relieved += 1
             if relief := relieve(counts.relieved):
                 return Decision(True, "needs less memory now", change=relief[1], config=relief[0])
             return Decision(False, "out of memory, and nothing is left that would need less of it")
-        if kind in COUNTED:
-            counts.counted += 1
-            retries = int(self.settings.get("retries") or 0)
-            if counts.counted <= retries:
-                return Decision(True, f"retry {counts.counted} of {retries}")
-            return Decision(False, f"{kind} {counts.counted} times" if retries else f"{kind}, and failures.retries=0")
-        return Decision(False, "the same would happen again")
+        if kind not in COUNTED:
+            return Decision(False, "the same would happen again")
+        counts.counted += 1
+        retries = int(self.settings.get("retries") or 0)
+        again = counts.counted <= retries
+        return Decision(
+            again, f"retry {counts.counted} of {retries}" if again else f"{kind}, and {retries} retries are used up"
+        )
 
     def _give_up(self, trial: str, failure: Failure, why: str) -> Decision:
         same = self.settings.get("same")
