@@ -98,7 +98,7 @@ def run(way: str, overrides: list[str], folder: Path) -> Measured:
             )
         poll = process.poll
     else:
-        attempt = LocalCluster(detect(device="cpu")).start(job, folder)
+        attempt = LocalCluster(detect(device="cpu")).start(job, folder, (0,))
 
         def poll() -> int | None:
             ended = attempt.poll()

@@ -1,8 +1,18 @@
 """One machine: attempts run as process trees of their own, each under a guard (gang/guard.py).
 
-Guarantees: starting costs the controller a few milliseconds and never blocks on the trainer; an attempt whose
-controller dies ends within seconds; GPUs are given out by exact id and are free again only when no process of their
-attempt is left.
+Guarantees: starting costs the controller a few milliseconds and never blocks on the trainer; an attempt goes on when
+its controller dies or its terminal is closed, and any later controller of this user on this machine can take it up;
+ranks are given out by exact id among all sweeps of the machine (leases.py) and are free again only when no process of
+their attempt is left.
+
+Why a controller may be killed at any instant. `attempt.json`, which says where the attempt's temp-dir is, is written
+before its guard is started, and the temp-dir is locked before that, by a descriptor that the guard inherits. So a
+folder without that file was never started; with it, the lock is held exactly while the guard lives or is being
+started; and a lock that is free with no exit record means that no guard will ever come: the attempt is lost, nothing
+of it remains once the janitor has looked, and another may be started.
+
+What ends attempts all the same is a system that kills all of a user's processes at logout (systemd's
+KillUserProcesses=yes: `loginctl enable-linger`) or at the end of a batch job.
 """
 
 from __future__ import annotations
@@ -10,22 +20,28 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sweeper.clusters import leases
 from sweeper.clusters.base import Attempt, Exit
 from sweeper.clusters.gang import janitor
-from sweeper.clusters.machine import accelerators
-from sweeper.engines.base import Gang, Job, Shape
+from sweeper.clusters.machine import accelerators, cores
+from sweeper.engines.base import Job, Shape
+from sweeper.errors import Problem, RequestError, SweeperError
 from sweeper.trial.records import RecordsError, write_text
 
 GANG = Path(__file__).resolve().parent / "gang"
 RECORD = "exit.json"
+STARTED = "attempt.json"
+"""What a later controller needs: {"host", "temp_dir", "ranks", "started"}."""
 HOST = "127.0.0.2"
 """Where an attempt's Ray listens. Ray replaces 127.0.0.1 by the machine's address, which other hosts reach and
 which a change of network takes away; other loopback addresses are kept."""
@@ -41,11 +57,12 @@ of an outer cluster, the state of a launcher) cannot be listed."""
 
 
 def environment(job: Job, marker: str, devices: tuple[str, ...]) -> dict[str, str]:
-    """The environment that the guard starts with; the agent adds `job.env`."""
+    """The environment that the guard starts with; the agent adds `job.env`. `devices`: ids of GPUs; none on a CPU."""
     env = {name: os.environ[name] for name in (*PASSED, *job.inherit) if name in os.environ}
     if devices:
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-    return {**env, janitor.MARKER: marker}
+        env |= {"CUDA_VISIBLE_DEVICES": ",".join(devices), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # nvidia-smi's order
+    # Every interpreter writes the stacks of its threads when it gets SIGABRT: `stop(dump=True)`.
+    return {"PYTHONFAULTHANDLER": "1", **env, janitor.MARKER: marker}
 
 
 def write_files(files: Mapping[str, str], folder: Path) -> None:
@@ -61,50 +78,173 @@ def write_files(files: Mapping[str, str], folder: Path) -> None:
 
 
 class LocalAttempt:
-    """A running job on this machine."""
+    """A job on this machine: started here, or by a controller that is gone."""
 
-    def __init__(self, folder: Path, devices: tuple[str, ...]) -> None:
-        self.folder = folder
-        self.devices = devices
-        self.ended: Exit | None = None
-        self.guard: subprocess.Popen[bytes] | None = None
-        self.den: Path | None = None
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        den: Path | None = None,
+        ranks: int = 0,
+        guard: subprocess.Popen[bytes] | None = None,
+        ended: Exit | None = None,
+    ) -> None:
+        """`guard`: only if it is our child. `ended`: if it never started."""
+        self.folder, self.den, self.ranks = folder, den, ranks
+        self._guard, self._ended = guard, ended
         self._cleaner: threading.Thread | None = None
 
-    def launch(self, job: Job) -> None:
-        """Start the guard, or end as a failed launch."""
+    def poll(self) -> Exit | None:
+        """How it ended, or None while any process of it remains."""
+        if self._ended is None and not (self._guard is not None and self._guard.poll() is None):
+            if self._cleaner is not None and self._cleaner.is_alive():
+                return None
+            if self.den is not None and (self.den / "lock").exists():
+                if not janitor.guarded(self.den):
+                    self._clean(self.den)
+                return None
+            self._ended = self._recorded() or self._lost()
+        return self._ended
+
+    def _recorded(self) -> Exit | None:
         try:
-            write_files(job.files, self.folder)
-            (self.folder / RECORD).unlink(missing_ok=True)
-            den = janitor.make_den()
+            return Exit(**json.loads((self.folder / RECORD).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def _clean(self, den: Path) -> None:
+        """The guard was killed, or never came. End what it left, off the caller's thread."""
+        self._cleaner = threading.Thread(target=janitor.sweep, args=(den,), daemon=True)
+        self._cleaner.start()
+
+    def _lost(self) -> Exit:
+        how = "was killed" if self._guard is None else f"ended with code {self._guard.returncode}"
+        ended = Exit(None, "lost", f"the attempt's guard {how} and left no record", time.time())
+        record(ended, self.folder)
+        return ended
+
+    def wait(self, timeout_s: float | None = None) -> Exit:
+        """Block until it ended; TimeoutError after `timeout_s`."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while (ended := self.poll()) is None:
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"{self.folder} still runs after {timeout_s} s")
+            time.sleep(0.02)
+        return ended
+
+    def stop(self, *, dump: bool = False) -> None:
+        """SIGTERM to all of it, SIGKILL two seconds later. `dump`: first the stacks of its Python processes."""
+        self._ask(b"d" if dump else b"s")
+
+    def kill(self) -> None:
+        """SIGKILL to all of it."""
+        self._ask(b"k")
+
+    def _ask(self, what: bytes) -> None:
+        if self.den is not None and self._ended is None:
+            janitor.ask(self.den, what)
+
+
+def record(ended: Exit, folder: Path) -> None:
+    """Write the exit record of an attempt whose guard could not, if it can be written."""
+    with contextlib.suppress(OSError):
+        partial = folder / f"{RECORD}.partial"
+        partial.write_text(json.dumps(asdict(ended)))
+        partial.replace(folder / RECORD)
+
+
+class LocalCluster:
+    """This machine. `shape` comes from `machine.detect`."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        gpus = accelerators() if shape.device == "cuda" else []
+        # Which ranks of the machine there are, by the names that all sweeps know them by; the shape says how many of
+        # them we may hold at once. On a CPU what another sweep holds is gone from our shape already (its memory is).
+        self._ids = {f"gpu-{gpu.uuid or gpu.id}": gpu.id for gpu in gpus} or {
+            f"cpu-{rank}": "" for rank in range(max(cores(), shape.gpus_per_node))
+        }
+        self._running: list[LocalAttempt] = []
+        # Attempts whose guard was killed, of whatever controller, end here.
+        threading.Thread(target=janitor.sweep, daemon=True).start()
+
+    def free(self) -> tuple[int, ...]:
+        """Ranks that are free now."""
+        self._running = [attempt for attempt in self._running if attempt.poll() is None]
+        allowed = self.shape.gpus_per_node - sum(attempt.ranks for attempt in self._running)
+        return (max(0, min(allowed, len(leases.free(list(self._ids))))),)
+
+    def start(self, job: Job, folder: Path, nodes: tuple[int, ...]) -> Attempt | None:
+        """Start an attempt, or None if its ranks are not free any more. `nodes` can only be (0,)."""
+        if nodes != (0,) or job.gang.nodes != 1:
+            raise ValueError(f"one machine is one node, not {nodes} for a gang of {job.gang.nodes}")
+        folder = folder.resolve()
+        if self.free()[0] < job.gang.gpus:
+            return None
+        try:
+            taken = leases.take(list(self._ids), job.gang.gpus, str(folder))
+        except OSError as error:
+            return self._failed(folder, error)
+        if taken is None:
+            return None
+        try:
+            attempt = self._launch(job, folder, taken)
         except (OSError, RecordsError) as error:
-            self.ended = Exit(None, "launch", str(error), time.time())
-            return
-        self.den = den.path
+            return self._failed(folder, error)
+        finally:
+            for lock in taken.values():
+                os.close(lock)
+        self._running.append(attempt)
+        return attempt
+
+    @staticmethod
+    def _failed(folder: Path, error: Exception) -> LocalAttempt:
+        ended = Exit(None, "launch", str(error), time.time())
+        record(ended, folder)
+        return LocalAttempt(folder, ended=ended)
+
+    def _launch(self, job: Job, folder: Path, taken: Mapping[str, int]) -> LocalAttempt:
+        """Write the files and start the guard, which inherits the locks.
+
+        Raises:
+            OSError, RecordsError: It could not be started; nothing of it remains but files in its folder.
+        """
+        write_files(job.files, folder)
+        (folder / RECORD).unlink(missing_ok=True)
+        den = janitor.make_den()
+        guard = None
         try:
             agent_job = den.path / "job.json"
-            agent_job.write_text(json.dumps(self.agent_job(job)))
-            script = [sys.executable, "-I", "-S", str(GANG / "guard.py"), str(self.folder / RECORD), str(den.path)]
+            agent_job.write_text(json.dumps(self._agent_job(job, folder, den.path)))
+            started = {
+                "host": socket.gethostname(),
+                "temp_dir": str(den.path),
+                "ranks": list(taken),
+                "started": time.time(),
+            }
+            write_text(folder / STARTED, json.dumps(started, indent=2) + "\n")
+            held = [den.control, den.lock, *taken.values()]
+            script = [sys.executable, "-I", "-S", str(GANG / "guard.py"), str(folder / RECORD), str(den.path)]
             agent = [sys.executable, "-I", "-S", str(GANG / "agent.py"), str(agent_job)]
-            with (self.folder / "log.txt").open("ab") as log:
-                self.guard = subprocess.Popen(
-                    [*script, "--", *agent],
-                    stdin=subprocess.PIPE,  # the lifeline: close-on-exec, so that no other child keeps it open
+            with (folder / "log.txt").open("ab") as log:
+                guard = subprocess.Popen(
+                    [*script, ",".join(map(str, held)), "--", *agent],
+                    stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=log,
-                    env=environment(job, den.marker, self.devices),
-                    cwd=self.folder,
+                    env=environment(job, den.marker, tuple(i for i in map(self._ids.__getitem__, taken) if i)),
+                    cwd=folder,
                     start_new_session=True,
-                    pass_fds=[den.lock],
+                    pass_fds=held,
                 )
-        except OSError as error:
-            self.ended = Exit(None, "launch", str(error), time.time())
         finally:
-            os.close(den.lock)
-            if self.guard is None:
+            den.close()
+            if guard is None:
                 janitor.sweep(den.path)
+        return LocalAttempt(folder, den=den.path, ranks=len(taken), guard=guard)
 
-    def agent_job(self, job: Job) -> dict[str, Any]:
+    @staticmethod
+    def _agent_job(job: Job, folder: Path, den: Path) -> dict[str, Any]:
         """What gang/agent.py reads. It holds no secret and lives in the attempt's temp-dir."""
         ray = {
             "host": HOST,
@@ -116,89 +256,41 @@ class LocalAttempt:
             "argv": list(job.argv),
             "env": dict(job.env),
             "python": job.python,
-            "folder": str(self.folder),
-            "temp_dir": str(self.den),
+            "folder": str(folder),
+            "temp_dir": str(den),
             "preload": list(job.preload),
             "fork_argv": list(job.fork_argv),
             "ray": ray if job.ray else None,
         }
 
-    def poll(self) -> Exit | None:
-        """How it ended, or None while any process of it remains."""
-        if self.ended is None and self.guard is not None and self.guard.poll() is not None:
-            try:
-                self.ended = Exit(**json.loads((self.folder / RECORD).read_text()))
-            except (OSError, ValueError, TypeError):
-                self._clean()
-        return self.ended
+    def attach(self, folder: Path) -> Attempt | None:
+        """The attempt of that folder, whose controller is gone. None: nothing was ever started there.
 
-    def _clean(self) -> None:
-        """The guard left no record: it was killed, or could not write. Find its processes, off the caller's thread."""
-        if self._cleaner is None:
-            self._cleaner = threading.Thread(target=janitor.sweep, args=(self.den,), daemon=True)
-            self._cleaner.start()
-        elif not self._cleaner.is_alive():
-            assert self.guard is not None
-            detail = f"the guard ended with code {self.guard.returncode} and no record"
-            self.ended = Exit(None, "lost", detail, time.time())
-            record = {"code": None, "reason": "lost", "detail": detail, "ended": self.ended.ended}
-            with contextlib.suppress(OSError):
-                partial = self.folder / f"{RECORD}.partial"
-                partial.write_text(json.dumps(record))
-                partial.replace(self.folder / RECORD)
-
-    def wait(self, timeout_s: float | None = None) -> Exit:
-        """Block until it ended; TimeoutError after `timeout_s`."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while (ended := self.poll()) is None:
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"{self.folder} still runs after {timeout_s} s")
-            time.sleep(0.02)
-        return ended
-
-    def stop(self) -> None:
-        """SIGTERM to all of it, SIGKILL two seconds later."""
-        self._ask(b"s")
-
-    def kill(self) -> None:
-        """SIGKILL to all of it."""
-        self._ask(b"k")
-
-    def _ask(self, what: bytes) -> None:
-        if self.guard is not None and self.guard.stdin is not None:
-            with contextlib.suppress(OSError):  # it ended meanwhile
-                os.write(self.guard.stdin.fileno(), what)
-
-
-class LocalCluster:
-    """This machine. `shape` comes from `machine.detect`."""
-
-    def __init__(self, shape: Shape) -> None:
-        self.shape = shape
-        ids = [gpu.id for gpu in accelerators()] if shape.device == "cuda" else []
-        self._devices = ids[: shape.gpus_per_node]
-        self._running: list[LocalAttempt] = []
-        # Attempts whose guard and controller were both killed (the machine's memory ran out) end here.
-        threading.Thread(target=janitor.sweep, daemon=True).start()
-
-    def fits(self, gang: Gang, running: list[Gang]) -> bool:
-        """Whether its ranks are free."""
-        return gang.nodes <= 1 and gang.gpus + sum(g.gpus for g in running) <= self.shape.gpus
-
-    def start(self, job: Job, folder: Path) -> Attempt:
-        """Start an attempt. ValueError if its GPUs are not free: ask `fits` first."""
-        attempt = LocalAttempt(folder.resolve(), self._take(job.gang.gpus))
-        attempt.launch(job)
-        self._running.append(attempt)
+        Raises:
+            SweeperError: It was started on another host, or its `attempt.json` cannot be read, so that nobody can tell
+                from here whether it runs.
+        """
+        folder = folder.resolve()
+        path = folder / STARTED
+        try:
+            started = json.loads(path.read_text())
+            host, den, ranks = str(started["host"]), Path(started["temp_dir"]), len(started["ranks"])
+        except FileNotFoundError:
+            failed = LocalAttempt(folder)
+            return failed if (folder / RECORD).exists() and failed.poll() else None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SweeperError(
+                f"{path} cannot be read ({error}): whether the attempt still runs is not known"
+            ) from error
+        attempt = LocalAttempt(folder, den=den, ranks=ranks)
+        if host != socket.gethostname() and not (folder / RECORD).exists():
+            raise RequestError(
+                Problem(
+                    f"the attempt in {folder} was started on {host}, and this is {socket.gethostname()}",
+                    fix=f"resume on {host}; or, if that machine is gone, remove {path}",
+                    key="cluster",
+                )
+            )
+        if attempt.poll() is None:
+            self._running.append(attempt)
         return attempt
-
-    def _take(self, ranks: int) -> tuple[str, ...]:
-        """Ids of free GPUs; none on a CPU."""
-        if self.shape.device != "cuda":
-            return ()
-        self._running = [a for a in self._running if a.poll() is None]
-        taken = {device for attempt in self._running for device in attempt.devices}
-        free = [device for device in self._devices if device not in taken]
-        if len(free) < ranks:
-            raise ValueError(f"{ranks} GPUs were asked for, {len(free)} are free")
-        return tuple(free[:ranks])

@@ -26,6 +26,8 @@ class Accelerator:
     """What CUDA_VISIBLE_DEVICES calls it."""
     name: str
     memory_gib: float
+    uuid: str = ""
+    """Its name on any machine and in any container; empty if the driver gave none."""
 
 
 def cores() -> int:
@@ -75,7 +77,7 @@ def accelerators() -> list[Accelerator]:
     found: dict[str, Accelerator] = {}
     for line in answer.splitlines():
         index, uuid, name, mib = (field.strip() for field in line.split(","))
-        found[index] = found[uuid] = Accelerator(index, gpu_name(name), round(float(mib) / 1024, 1))
+        found[index] = found[uuid] = Accelerator(index, gpu_name(name), round(float(mib) / 1024, 1), uuid)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return [found[index] for index in found if index.isdigit()]

@@ -57,7 +57,7 @@ def run(
         total_steps=1,
         ray_cpus_per_node=9,
     )
-    attempt = LocalCluster(SHAPE).start(job, folder)
+    attempt = LocalCluster(SHAPE).start(job, folder, (0,))
     assert isinstance(attempt, LocalAttempt)
     ended = attempt.wait(30)
     return ended, [json.loads(line) for line in (tmp_path / "starts").read_text().splitlines()], folder

@@ -52,10 +52,18 @@ def start(cluster: LocalCluster, tmp_path: Path, name: str, code: str = SPAWNS) 
         total_steps=1,
         ray=False,
     )
-    attempt = cluster.start(job, folder)
+    attempt = cluster.start(job, folder, (0,))
     assert isinstance(attempt, LocalAttempt)
     wait_for(lambda: (folder / "child").exists() and (folder / "child").read_text())
     return attempt, int((folder / "child").read_text())
+
+
+def guard_of(attempt: LocalAttempt) -> int:
+    """The pid of its guard: what carries the marker and has no parent that does."""
+    assert attempt.den is not None
+    pids = janitor.marked(attempt.den.name.removeprefix(janitor.PREFIX))
+    (guard,) = [p for p in pids if b"guard.py" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    return guard
 
 
 def wait_for(what: Callable[[], object], timeout_s: float = 10) -> None:
@@ -76,8 +84,7 @@ def test_a_killed_guard_leaves_nothing_and_is_reported_lost(tmp_path: Path) -> N
     cluster = LocalCluster(SHAPE)
     attempt, child = start(cluster, tmp_path, "one")
     other, other_child = start(cluster, tmp_path, "two")
-    assert attempt.guard is not None
-    attempt.guard.send_signal(signal.SIGKILL)
+    os.kill(guard_of(attempt), signal.SIGKILL)
     ended = attempt.wait(10)
     assert (ended.code, ended.reason) == (None, "lost")
     assert "-9" in ended.detail
@@ -97,7 +104,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_janitor as t
 t.janitor.root = lambda: Path({str(own_root)!r})
 attempt, child = t.start(t.LocalCluster(t.SHAPE), Path({str(tmp_path)!r}), 'dead')
-print(attempt.guard.pid, child, flush=True)
+print(t.guard_of(attempt), child, flush=True)
 time.sleep(300)
 """
     controller = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
@@ -126,7 +133,7 @@ def test_temp_dirs_are_private_short_and_unlike() -> None:
         # The longest name of a socket that Ray 2.60 makes in it.
         sockets = den.path / "session_2026-11-21_05-45-40_478065_4194304" / "sockets" / "plasma_store"
         assert len(os.fsencode(sockets)) <= 107
-        os.close(den.lock)
+        den.close()
     assert janitor.sweep() == 0  # nobody's processes, but the temp-dirs go (see the fixture)
 
 

@@ -52,7 +52,7 @@ def test_two_rays_at_once_are_strangers(tmp_path: Path) -> None:
             preload=("decimal",),
             fork_argv=("{python}",),
         )
-        attempt = cluster.start(job, folder)
+        attempt = cluster.start(job, folder, (0,))
         assert isinstance(attempt, LocalAttempt)
         attempts.append(attempt)
     said: list[dict[str, Any]] = []

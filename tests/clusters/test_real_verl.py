@@ -34,7 +34,7 @@ def test_two_trials_at_once_train_and_leave_nothing(tmp_path: Path) -> None:
         engine = engines.get("verl")
         job = engine.job(dict(trial.config), AttemptPaths(folder, tmp_path / trial.id / "checkpoints"))
         assert job.preload  # with the fork server: the way in which trials run by default
-        attempt = cluster.start(job, folder)
+        attempt = cluster.start(job, folder, (0,))
         assert isinstance(attempt, LocalAttempt)
         attempts.append(attempt)
     for attempt in attempts:

@@ -5,11 +5,13 @@ A cluster joins by adding its factory to `CLUSTERS`.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -80,6 +82,12 @@ def folder(tmp_path: Path, name: str = "attempt-1") -> Path:
     return path
 
 
+def launch(cluster: Cluster, job: Job, where: Path) -> Attempt:
+    attempt = cluster.start(job, where, (0,))
+    assert attempt is not None
+    return attempt
+
+
 def wait(attempt: Attempt, timeout_s: float = 20) -> Exit:
     deadline = time.monotonic() + timeout_s
     while (ended := attempt.poll()) is None:
@@ -101,19 +109,19 @@ def wait_for(what: Callable[[], object], timeout_s: float = 10) -> None:
 @pytest.mark.parametrize("code", [0, 3])
 def test_reports_the_trainers_exit_code(cluster: Cluster, tmp_path: Path, tag: str, code: int) -> None:
     where = folder(tmp_path)
-    ended = wait(cluster.start(fake(f"print('said'); raise SystemExit({code})", tag), where))
+    ended = wait(launch(cluster, fake(f"print('said'); raise SystemExit({code})", tag), where))
     assert (ended.code, ended.reason) == (code, "exit")
     assert abs(ended.ended - time.time()) < 10
     assert (where / "log.txt").read_text() == "said\n"
 
 
 def test_reports_the_signal_that_killed_the_trainer(cluster: Cluster, tmp_path: Path, tag: str) -> None:
-    ended = wait(cluster.start(fake("import os; os.kill(os.getpid(), 11)", tag), folder(tmp_path)))
+    ended = wait(launch(cluster, fake("import os; os.kill(os.getpid(), 11)", tag), folder(tmp_path)))
     assert (ended.code, ended.reason) == (-signal.SIGSEGV, "exit")
 
 
 def test_an_interpreter_that_is_not_there_is_a_failed_launch(cluster: Cluster, tmp_path: Path, tag: str) -> None:
-    ended = wait(cluster.start(fake("", tag, argv=("/no/such/python", tag)), folder(tmp_path)))
+    ended = wait(launch(cluster, fake("", tag, argv=("/no/such/python", tag)), folder(tmp_path)))
     assert (ended.code, ended.reason) == (None, "launch")
     assert "/no/such/python" in ended.detail
 
@@ -121,14 +129,14 @@ def test_an_interpreter_that_is_not_there_is_a_failed_launch(cluster: Cluster, t
 def test_a_folder_that_cannot_be_written_is_a_failed_launch(cluster: Cluster, tmp_path: Path, tag: str) -> None:
     where = folder(tmp_path)
     (where / "logs").write_text("a file where a folder is needed")
-    ended = wait(cluster.start(fake("", tag, files={"logs/x": "text"}), where))
+    ended = wait(launch(cluster, fake("", tag, files={"logs/x": "text"}), where))
     assert ended.reason == "launch"
     assert "logs" in ended.detail
 
 
 def test_the_end_is_on_record(cluster: Cluster, tmp_path: Path, tag: str) -> None:
     where = folder(tmp_path)
-    ended = wait(cluster.start(fake("raise SystemExit(5)", tag), where))
+    ended = wait(launch(cluster, fake("raise SystemExit(5)", tag), where))
     record = json.loads((where / "exit.json").read_text())
     assert Exit(**record) == ended
 
@@ -140,7 +148,7 @@ def test_the_jobs_files_are_there_and_scripts_can_be_run(cluster: Cluster, tmp_p
     where = folder(tmp_path)
     code = "import os; assert os.getcwd() == os.path.realpath(os.environ['WHERE']); print(open('conf/a.yaml').read())"
     job = fake(code, tag, files={"conf/a.yaml": "x: 1", "command.sh": "#!/bin/sh\n"}, env={"WHERE": str(where)})
-    assert wait(cluster.start(job, where)).code == 0
+    assert wait(launch(cluster, job, where)).code == 0
     assert (where / "log.txt").read_text() == "x: 1\n"
     assert os.access(where / "command.sh", os.X_OK)
 
@@ -152,7 +160,7 @@ def test_only_listed_variables_pass(
     monkeypatch.setenv("MY_TOKEN", "not-for-trials")
     where = folder(tmp_path)
     code = "import json, os; print(json.dumps(dict(os.environ)))"
-    assert wait(cluster.start(fake(code, tag, env={"SET": "1"}), where)).code == 0
+    assert wait(launch(cluster, fake(code, tag, env={"SET": "1"}), where)).code == 0
     seen = json.loads((where / "log.txt").read_text())
     assert seen["SET"] == "1"
     assert seen["PATH"] == os.environ["PATH"]
@@ -170,7 +178,7 @@ def test_a_secret_reaches_the_trainer_and_nothing_else(
     monkeypatch.setattr("tempfile.tempdir", str(short_dir))
     where = folder(tmp_path)
     code = "import os, time; open('got', 'w').write(str(len(os.environ['HF_TOKEN']))); time.sleep(60)"
-    attempt = cluster.start(fake(code, tag, inherit=("HF_TOKEN", "NOT_SET")), where)
+    attempt = launch(cluster, fake(code, tag, inherit=("HF_TOKEN", "NOT_SET")), where)
     wait_for(lambda: (where / "got").exists() and (where / "got").read_text() == str(len(secret)))
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -216,7 +224,7 @@ import time; time.sleep(0.3)
 @pytest.mark.parametrize("how", ESCAPES)
 def test_no_process_outlives_the_trainer(cluster: Cluster, tmp_path: Path, tag: str, how: str) -> None:
     code = ESCAPES[how].replace("TAG", repr(tag)).replace("sleep', '300', ", "tail', '-f', '/dev/null', '--', ")
-    ended = wait(cluster.start(fake(code, tag), folder(tmp_path)))
+    ended = wait(launch(cluster, fake(code, tag), folder(tmp_path)))
     assert tagged(tag) == []  # at the very moment that the end is reported
     assert (ended.code, ended.reason) == (0, "exit")
 
@@ -224,7 +232,7 @@ def test_no_process_outlives_the_trainer(cluster: Cluster, tmp_path: Path, tag: 
 def test_a_stop_is_gentle_first(cluster: Cluster, tmp_path: Path, tag: str) -> None:
     where = folder(tmp_path)
     code = "import signal, sys, time; signal.signal(15, lambda *_: (print('bye', flush=True), sys.exit(0)))"
-    attempt = cluster.start(fake(code + "; print('up', flush=True); time.sleep(300)", tag), where)
+    attempt = launch(cluster, fake(code + "; print('up', flush=True); time.sleep(300)", tag), where)
     wait_for(lambda: "up" in (where / "log.txt").read_text())
     attempt.stop()
     attempt.stop()
@@ -237,7 +245,7 @@ def test_a_stop_releases_within_five_seconds_whatever_the_trainer_does(
 ) -> None:
     where = folder(tmp_path)
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(300)"
-    attempt = cluster.start(fake(code, tag), where)
+    attempt = launch(cluster, fake(code, tag), where)
     wait_for(lambda: "up" in (where / "log.txt").read_text())
     start = time.monotonic()
     attempt.stop()
@@ -248,7 +256,7 @@ def test_a_stop_releases_within_five_seconds_whatever_the_trainer_does(
 def test_a_kill_is_immediate_even_during_a_stop(cluster: Cluster, tmp_path: Path, tag: str) -> None:
     where = folder(tmp_path)
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(300)"
-    attempt = cluster.start(fake(code, tag), where)
+    attempt = launch(cluster, fake(code, tag), where)
     wait_for(lambda: "up" in (where / "log.txt").read_text())
     start = time.monotonic()
     attempt.stop()
@@ -259,34 +267,121 @@ def test_a_kill_is_immediate_even_during_a_stop(cluster: Cluster, tmp_path: Path
     attempt.kill()
 
 
+# -- a controller that dies
+
 CONTROLLER = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_cluster as t
 cluster = t.CLUSTERS[{name!r}]()
-folder = Path({folder!r})
-a = cluster.start(t.fake({code!r}, {tag!r}), folder / 'a')
-b = cluster.start(t.fake({code!r}, {tag!r}), folder / 'b')
+for name in {attempts!r}:
+    cluster.start(t.fake({code!r}, {tag!r}), Path({folder!r}) / name, (0,))
+print("started", flush=True)
 time.sleep(300)
+"""
+WITH_A_CHILD = """
+import subprocess, sys, time
+subprocess.Popen(['tail', '-f', '/dev/null', '--', sys.argv[1]], start_new_session=True)
+print('up', flush=True)
+time.sleep({s})
+raise SystemExit(4)
 """
 
 
+class Controller:
+    """Another process that starts attempts in folders of those names, and can be killed."""
+
+    def __init__(self, cluster: str, tmp_path: Path, tag: str, code: str, attempts: str = "a", **how: object) -> None:
+        for name in attempts:
+            folder(tmp_path, name)
+        tests = str(Path(__file__).parent)
+        script = CONTROLLER.format(
+            tests=tests, name=cluster, folder=str(tmp_path), code=code, tag=tag, attempts=attempts
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", script],
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+            text=True,
+            **how,  # type: ignore[call-overload]
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "started\n"
+        for name in attempts:
+            wait_for((tmp_path / name / "log.txt").read_text)
+
+    def die(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_everything_ends_when_the_controller_is_killed(tmp_path: Path, tag: str, name: str) -> None:
-    for attempt in "ab":
-        folder(tmp_path, attempt)
-    code = "import subprocess, sys, time; subprocess.Popen(['tail', '-f', '/dev/null', '--', sys.argv[1]]); "
-    code += "time.sleep(300)"
-    script = CONTROLLER.format(tests=str(Path(__file__).parent), name=name, folder=str(tmp_path), code=code, tag=tag)
-    controller = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
-    wait_for(lambda: len([p for p in tagged(tag) if is_tail(p)]) == 2, 20)
-    controller.kill()
-    controller.wait()
-    wait_for(lambda: tagged(tag) == [], 5)
-    for attempt in "ab":
-        wait_for((tmp_path / attempt / "exit.json").exists)
-        assert json.loads((tmp_path / attempt / "exit.json").read_text())["reason"] == "controller-gone"
+def test_an_attempt_outlives_its_controller_and_is_taken_up_by_another(tmp_path: Path, tag: str, name: str) -> None:
+    Controller(name, tmp_path, tag, WITH_A_CHILD.format(s=300), "ab").die()
+    cluster = CLUSTERS[name]()
+    a, b = (cluster.attach(tmp_path / x) for x in "ab")
+    assert a is not None and b is not None
+    assert (a.poll(), b.poll()) == (None, None)
+    assert sum(cluster.free()) == cluster.shape.gpus - 2
+    a.stop()
+    assert wait(a, 5).reason == "stopped"
+    assert b.poll() is None
+    assert len([p for p in tagged(tag) if is_tail(p)]) == 1
+    assert sum(cluster.free()) == cluster.shape.gpus - 1
+    b.kill()
+    assert wait(b, 5).reason == "stopped"
+    assert tagged(tag) == []
+    assert sum(cluster.free()) == cluster.shape.gpus
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_an_attempt_that_ended_without_a_controller_is_known(tmp_path: Path, tag: str, name: str) -> None:
+    Controller(name, tmp_path, tag, WITH_A_CHILD.format(s=0.5)).die()
+    wait_for((tmp_path / "a" / "exit.json").exists)
+    attempt = CLUSTERS[name]().attach(tmp_path / "a")
+    assert attempt is not None
+    ended = wait(attempt)
+    assert (ended.code, ended.reason) == (4, "exit")
+    assert tagged(tag) == []
+    again = CLUSTERS[name]().attach(tmp_path / "a")
+    assert again is not None and again.poll() == ended
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_closing_the_terminal_ends_the_controller_only(tmp_path: Path, tag: str, name: str) -> None:
+    ours, theirs = os.openpty()
+    controller = Controller(
+        name,
+        tmp_path,
+        tag,
+        WITH_A_CHILD.format(s=300),
+        start_new_session=True,
+        preexec_fn=(lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)),
+    )
+    os.close(theirs)
+    os.close(ours)  # the kernel sends SIGHUP to what belongs to the terminal
+    assert controller.process.wait(10) == -signal.SIGHUP
+    attempt = CLUSTERS[name]().attach(tmp_path / "a")
+    assert attempt is not None
+    time.sleep(0.3)
+    assert attempt.poll() is None
+    assert len([p for p in tagged(tag) if is_tail(p)]) == 1
+    attempt.kill()
+    wait(attempt)
+
+
+def test_nothing_was_started_in_a_new_folder(cluster: Cluster, tmp_path: Path) -> None:
+    assert cluster.attach(folder(tmp_path)) is None
+
+
+def test_what_never_started_can_be_attached_to_and_says_why(cluster: Cluster, tmp_path: Path, tag: str) -> None:
+    where = folder(tmp_path)
+    (where / "logs").write_text("a file where a folder is needed")
+    ended = wait(launch(cluster, fake("", tag, files={"logs/x": "text"}), where))
+    attempt = cluster.attach(where)
+    assert attempt is not None and attempt.poll() == ended
+    assert ended.reason == "launch"
 
 
 def is_tail(pid: int) -> bool:
@@ -301,8 +396,8 @@ def is_tail(pid: int) -> bool:
 
 def test_the_end_of_one_does_not_touch_another(cluster: Cluster, tmp_path: Path, tag: str) -> None:
     one, two = folder(tmp_path, "one"), folder(tmp_path, "two")
-    first = cluster.start(fake("import time; time.sleep(0.5)", tag), one)
-    second = cluster.start(fake("import time; time.sleep(2); print('done')", tag), two)
+    first = launch(cluster, fake("import time; time.sleep(0.5)", tag), one)
+    second = launch(cluster, fake("import time; time.sleep(2); print('done')", tag), two)
     assert wait(first).code == 0
     assert second.poll() is None
     assert wait(second).code == 0
@@ -311,7 +406,7 @@ def test_the_end_of_one_does_not_touch_another(cluster: Cluster, tmp_path: Path,
 
 def test_starting_does_not_block_the_controller(cluster: Cluster, tmp_path: Path, tag: str) -> None:
     start = time.monotonic()
-    attempt = cluster.start(fake("import time; time.sleep(300)", tag), folder(tmp_path))
+    attempt = launch(cluster, fake("import time; time.sleep(300)", tag), folder(tmp_path))
     assert time.monotonic() - start < 0.25
     start = time.monotonic()
     assert attempt.poll() is None
@@ -320,10 +415,72 @@ def test_starting_does_not_block_the_controller(cluster: Cluster, tmp_path: Path
     wait(attempt)
 
 
-def test_fits_counts_ranks(cluster: Cluster) -> None:
-    ranks = cluster.shape.gpus
-    one = Gang(nodes=1, gpus_per_node=1)
-    assert cluster.fits(Gang(nodes=1, gpus_per_node=ranks), [])
-    assert cluster.fits(one, [one] * (ranks - 1))
-    assert not cluster.fits(one, [one] * ranks)
-    assert not cluster.fits(Gang(nodes=cluster.shape.nodes + 1, gpus_per_node=1), [])
+# -- ranks
+
+
+def test_ranks_are_taken_all_or_none_and_come_back(cluster: Cluster, tmp_path: Path, tag: str) -> None:
+    whole = Gang(nodes=1, gpus_per_node=cluster.shape.gpus_per_node)
+    assert cluster.free() == (cluster.shape.gpus_per_node,) * cluster.shape.nodes
+    one = launch(cluster, fake("import time; time.sleep(300)", tag), folder(tmp_path, "one"))
+    assert sum(cluster.free()) == cluster.shape.gpus - 1
+    where = folder(tmp_path, "two")
+    assert cluster.start(fake("", tag, gang=whole), where, (0,)) is None
+    assert list(where.iterdir()) == []  # nothing was done
+    one.kill()
+    wait(one)
+    assert sum(cluster.free()) == cluster.shape.gpus  # at the very moment that the end is reported
+    assert wait(launch(cluster, fake("", tag, gang=whole), where)).code == 0
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_two_sweeps_never_hold_the_same_rank(tmp_path: Path, tag: str, name: str) -> None:
+    first, second = CLUSTERS[name](), CLUSTERS[name]()
+    hold = fake("import time; time.sleep(300)", tag)
+    one = launch(first, hold, folder(tmp_path, "one"))
+    two = launch(second, hold, folder(tmp_path, "two"))
+    assert sum(first.free()) == sum(second.free()) == first.shape.gpus - 2
+    if not sum(first.free()):
+        assert first.start(hold, folder(tmp_path, "three"), (0,)) is None
+    for attempt in (one, two):
+        attempt.kill()
+        wait(attempt)
+    assert sum(first.free()) == sum(second.free()) == first.shape.gpus
+
+
+# -- where it hangs
+
+SLEEPS = """
+import os, sys, threading, time
+def parent_waits_here(): time.sleep(300)
+def child_waits_here(): time.sleep(300)
+def thread_waits_here(): time.sleep(300)
+if os.fork() == 0:
+    child_waits_here()
+threading.Thread(target=thread_waits_here, daemon=True).start()
+print("up", flush=True)
+parent_waits_here()
+"""
+
+
+def test_a_dump_says_where_every_process_and_thread_is(cluster: Cluster, tmp_path: Path, tag: str) -> None:
+    where = folder(tmp_path)
+    attempt = launch(cluster, fake(SLEEPS, tag), where)
+    wait_for(lambda: "up" in (where / "log.txt").read_text())
+    time.sleep(0.2)  # until both are asleep
+    attempt.stop(dump=True)
+    assert wait(attempt, 10).reason == "stopped"
+    log = (where / "log.txt").read_text()
+    for function in ("parent_waits_here", "child_waits_here", "thread_waits_here"):
+        assert f"in {function}" in log
+    assert log.count("sweeper: stacks of process") == 2
+    assert not list(where.glob("core*"))
+
+
+def test_a_dump_does_not_keep_a_stubborn_trainer_alive(cluster: Cluster, tmp_path: Path, tag: str) -> None:
+    where = folder(tmp_path)
+    code = "import faulthandler, signal, time; faulthandler.disable(); "
+    code += "[signal.signal(s, signal.SIG_IGN) for s in (6, 15)]; print('up', flush=True); time.sleep(300)"
+    attempt = launch(cluster, fake(code, tag), where)
+    wait_for(lambda: "up" in (where / "log.txt").read_text())
+    attempt.stop(dump=True)
+    assert wait(attempt, 10).reason == "stopped"

@@ -47,7 +47,8 @@ def run(folder: Path, *overrides: str, timeout: float = 400) -> Run:
     folder.mkdir(parents=True)
     checkpoints = folder.parent / "checkpoints"
     job = engines.get("verl").job(config, AttemptPaths(folder=folder, checkpoints=checkpoints))
-    attempt = LocalCluster(detect("local", "cpu", None)).start(job, folder)
+    attempt = LocalCluster(detect("local", "cpu", None)).start(job, folder, (0,))
+    assert attempt is not None, "its ranks are held by another sweep"
     try:
         ended = attempt.wait(timeout)  # type: ignore[attr-defined]
     finally:

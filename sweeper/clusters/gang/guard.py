@@ -1,13 +1,18 @@
 """Guarantees that when an attempt ends, for whatever reason, no process of it remains, and that its end is on record.
 
-    python -I -S guard.py RECORD TEMP_DIR -- COMMAND...
+    python -I -S guard.py RECORD TEMP_DIR CONTROL,LOCK,RANK,... -- COMMAND...
 
-Runs COMMAND (the agent) and waits for the first of: the agent ends; stdin, the lifeline, reaches its end (the kernel
-closes it when the controller dies, even by SIGKILL); somebody asks for the end (SIGTERM, or the byte `s` (stop) or `k`
-(kill) on the lifeline). Then it ends every descendant: SIGTERM, a grace period, SIGKILL, until waitpid says that no
-child is left. A process cannot escape by forking, by `setsid` or by outliving its parent, because the guard is its
-subreaper (prctl(2)). Then the attempt's temp-dir is removed, and the exit record is written by rename. The guard must
-be in a session of its own: Ray 2.60 kills the process group of a worker that died.
+Runs COMMAND (the agent) and waits for the first of: the agent ends; somebody asks for the end (SIGTERM, or a byte on
+the control pipe: `s` stop, `k` kill now, `d` write the stacks of all Python processes into the log, then stop). Then it
+ends every descendant: SIGTERM, a grace period, SIGKILL, until waitpid says that no child is left. A process cannot
+escape by forking, by `setsid` or by outliving its parent, because the guard is its subreaper (prctl(2)). Then the exit
+record is written by rename, the attempt's temp-dir is removed and its ranks are free.
+
+The guard does not need who started it: the controller may die, and another takes over by the control pipe, a FIFO in
+the temp-dir. It comes with open file descriptors that nobody else keeps, so that the kernel releases with its death
+what they stand for: the control pipe (what was written before we ran is not lost), the lock of the temp-dir (held: the
+guard lives) and the locks of the ranks (held: they are taken). It must be in a session of its own, out of reach of a
+terminal's signals, and because Ray 2.60 kills the process group of a worker that died.
 
 The agent says how the trainer ended by one line of JSON on its stdout: {"code", "reason", "detail"}.
 If the guard itself is killed, the agent gets SIGKILL from the kernel (PR_SET_PDEATHSIG) and `janitor` finds the rest.
@@ -19,9 +24,11 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import select
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -34,6 +41,14 @@ STOP_GRACE_S = 2.0
 EXIT_GRACE_S = 0.5
 """The same after the trainer ended by itself: what is left has nothing to finish, and a raylet takes all it can get."""
 REPORT_LIMIT = 65_536
+DUMP_S, DUMP_EACH_S = 5.0, 1.0
+"""What writing stacks may take: all processes together, and one of them."""
+DUMP_LIMIT = 200_000
+"""Bytes of one process's stacks: faulthandler writes at most 100 frames of at most 100 threads."""
+TOUCH_S = 3600.0
+"""Between two touches of our lock files: what looks unused for days is removed from /tmp on some machines."""
+LOCK = "lock"
+"""Its name in the temp-dir."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -61,11 +76,11 @@ def descendants() -> list[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                stat = (entry / "stat").read_bytes()
+                fields = (entry / "stat").read_bytes()
             except OSError:  # it ended meanwhile
                 continue
             # The second field, the name in parentheses, may hold blanks and parentheses itself.
-            parent = int(stat[stat.rindex(b")") + 2 :].split()[1])
+            parent = int(fields[fields.rindex(b")") + 2 :].split()[1])
             children.setdefault(parent, []).append(int(entry.name))
     found, todo = [], [os.getpid()]
     while todo:
@@ -82,13 +97,82 @@ def send(pids: list[int], signum: int) -> None:
             os.kill(pid, signum)
 
 
-class Guard:
-    """One attempt's guard; see the module."""
+def status(pid: int) -> dict[str, str]:
+    """The fields of /proc/PID/status; empty when it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+    except OSError:
+        return {}
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
-    def __init__(self, record: Path, temp_dir: Path, command: list[str]) -> None:
+
+def command_line(pid: int) -> list[str]:
+    """The words that it was started with; empty when it is gone."""
+    try:
+        return [w.decode(errors="replace") for w in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") if w]
+    except OSError:
+        return []
+
+
+RAYS_OWN = ("ray/dashboard/", "runtime_env/agent", "ray.scripts.scripts", "log_monitor.py")
+"""Words of Ray's own Python processes: they serve, and hang nowhere."""
+
+
+def writes_stacks(pid: int) -> bool:
+    """Whether SIGABRT makes it write its stacks: an interpreter that has faulthandler on, and so catches the signal.
+
+    Raylets catch it too, but their stacks say nothing about the trainer.
+    """
+    try:
+        executable = Path(f"/proc/{pid}/exe").readlink().name
+    except OSError:
+        return False
+    caught = int(status(pid).get("SigCgt", "0"), 16)
+    words = " ".join(command_line(pid))
+    return (
+        executable.startswith("python")
+        and bool(caught >> (signal.SIGABRT - 1) & 1)
+        and not any(own in words for own in RAYS_OWN)
+    )
+
+
+def over(pid: int) -> bool:
+    """Whether it ended, reaped or not."""
+    return status(pid).get("State", "Z").startswith(("Z", "X"))
+
+
+class Log:
+    """Where a process's stderr goes, if that is a file of its own and not the attempt's log."""
+
+    def __init__(self, pid: int) -> None:
+        self.path = Path(f"/proc/{pid}/fd/2")
+        self.file: int | None = None
+        with contextlib.suppress(OSError):
+            self.path = self.path.readlink()
+            theirs, ours = self.path.stat(), os.fstat(2)
+            if stat.S_ISREG(theirs.st_mode) and (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino):
+                self.file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+                os.lseek(self.file, 0, os.SEEK_END)
+
+    def copy(self) -> None:
+        """Copy what was written since into the attempt's log: a Ray worker's own is removed with the temp-dir."""
+        if self.file is not None:
+            with contextlib.suppress(OSError):
+                os.write(2, os.read(self.file, DUMP_LIMIT))
+            os.close(self.file)
+
+
+class Guard:
+    """One attempt's guard; see the module. Its stderr is the attempt's log."""
+
+    def __init__(self, record: Path, temp_dir: Path, held: list[int], command: list[str]) -> None:
         self.record, self.temp_dir = record, temp_dir
+        self.control, self.lock, *self.ranks = held
+        for fd in held:
+            os.set_inheritable(fd, False)
+        os.set_blocking(self.control, False)
         prctl(PR_SET_CHILD_SUBREAPER, 1)
-        # Every signal writes its number into a pipe: one select() waits for signals and for the lifeline.
+        # Every signal writes its number into a pipe: one select() waits for signals and for the control pipe.
         self.signals, wakeup = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
         for signum in (signal.SIGTERM, signal.SIGCHLD):
@@ -118,24 +202,61 @@ class Guard:
             if pid == self.agent:
                 self.agent_code = os.waitstatus_to_exitcode(status)
 
+    def asked(self) -> bytes:
+        """What is on the control pipe; empty when nothing is."""
+        try:
+            return os.read(self.control, 64)
+        except BlockingIOError:
+            return b""
+
     def wait_for_end(self) -> tuple[str, float]:
         """Wait until something ends the attempt. Returns the reason and the grace period in seconds."""
-        lifeline = [0]
         while True:
-            ready, _, _ = select.select([*lifeline, self.signals], [], [])
-            if self.signals in ready and signal.SIGTERM in os.read(self.signals, 4096):
-                return "stopped", STOP_GRACE_S
+            ready, _, _ = select.select([self.control, self.signals], [], [], TOUCH_S)
+            if not ready:
+                for fd in (self.lock, *self.ranks):
+                    os.utime(fd)
+            terminated = self.signals in ready and signal.SIGTERM in os.read(self.signals, 4096)
             self.reap()
             if self.agent_code is not None:
                 return "exit", EXIT_GRACE_S
-            if 0 in ready:
-                asked = os.read(0, 64)
-                if not asked:
-                    return "controller-gone", 0.0
+            if asked := self.asked():
                 if b"k" in asked:
                     return "stopped", 0.0
-                if b"s" in asked:
-                    return "stopped", STOP_GRACE_S
+                if b"d" in asked:
+                    self.dump()
+                return "stopped", STOP_GRACE_S
+            if terminated:
+                return "stopped", STOP_GRACE_S
+
+    def dump(self) -> None:
+        """Make every Python process write the stacks of its threads into the log. It ends by that.
+
+        All are frozen first, so that none reacts to the end of another before its own stacks are written, and one
+        writes at a time, children first, because a parent's end may end them.
+        """
+        deadline = time.monotonic() + DUMP_S
+        frozen: list[int] = []
+        while new := [pid for pid in descendants() if pid not in frozen]:
+            send(new, signal.SIGSTOP)
+            frozen += new
+        for pid in reversed(frozen):
+            words = command_line(pid)
+            serves = any(word.endswith("forkserver.py") for word in words)  # but its forks look like it
+            if not writes_stacks(pid) or (serves and status(pid).get("PPid") == str(self.agent)):
+                continue
+            log = Log(pid)
+            os.write(2, f"\nsweeper: stacks of process {pid} ({' '.join(words)[:200]}):\n".encode())
+            with contextlib.suppress(OSError, ValueError):
+                # No core file: less than the smallest. 0 would not hold where cores are piped to a program.
+                resource.prlimit(pid, resource.RLIMIT_CORE, (1, resource.prlimit(pid, resource.RLIMIT_CORE)[1]))
+            send([pid], signal.SIGABRT)
+            send([pid], signal.SIGCONT)
+            patience = min(deadline, time.monotonic() + DUMP_EACH_S)
+            while not over(pid) and time.monotonic() < patience:
+                time.sleep(0.005)
+            log.copy()
+        send(frozen, signal.SIGCONT)
 
     def end_all(self, grace: float) -> None:
         """Return when no descendant is left."""
@@ -145,15 +266,9 @@ class Guard:
         while not self.reap():
             if time.monotonic() >= deadline:
                 send(descendants(), signal.SIGKILL)  # again and again: a process may fork while it is being killed
-            elif self.kill_asked():
+            elif b"k" in self.asked():
                 deadline = 0.0
             time.sleep(0.02)
-
-    @staticmethod
-    def kill_asked() -> bool:
-        """Whether the controller, while we are in the grace period, wants the end now (or died)."""
-        ready, _, _ = select.select([0], [], [], 0)
-        return bool(ready) and os.read(0, 64) != b"s"
 
     def said(self) -> dict[str, Any]:
         """What the agent reported; empty when it could not."""
@@ -170,13 +285,13 @@ class Guard:
         self.end_all(grace)
         said = self.said()
         ended = time.time()
-        shutil.rmtree(self.temp_dir, ignore_errors=True)
         if reason == "exit":
             reason = said.get("reason", "lost")
         detail = said.get("detail", "") if said else ""
         if reason == "lost" and not detail:
             detail = f"the agent ended with code {self.agent_code} and no report"
         self.write({"code": said.get("code"), "reason": reason, "detail": detail, "ended": ended})
+        self.leave()
 
     def write(self, record: dict[str, Any]) -> None:
         """Leave the exit record; a reader sees all of it or nothing."""
@@ -184,11 +299,22 @@ class Guard:
         partial.write_text(json.dumps(record))
         partial.replace(self.record)
 
+    def leave(self) -> None:
+        """Remove the temp-dir and free the ranks. The lock goes last: whoever does not find it knows that we are done,
+        with the record written and the ranks free."""
+        for path in self.temp_dir.iterdir():
+            if path.name != LOCK:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        for fd in self.ranks:
+            os.close(fd)
+        (self.temp_dir / LOCK).unlink(missing_ok=True)
+        shutil.rmtree(self.temp_dir, ignore_errors=True)
+
 
 def main() -> None:
     """Parse the command line and guard."""
-    record, temp_dir, _, *command = sys.argv[1:]
-    Guard(Path(record), Path(temp_dir), command).run()
+    record, temp_dir, held, _, *command = sys.argv[1:]
+    Guard(Path(record), Path(temp_dir), [int(fd) for fd in held.split(",")], command).run()
 
 
 if __name__ == "__main__":

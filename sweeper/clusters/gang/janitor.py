@@ -3,6 +3,8 @@
 An attempt's private temp-dir is made here, with a file that its guard holds a lock on (flock(2)) for as long as it
 lives: the kernel releases the lock on any death. So "an orphan" is exact, whatever pid is reused in whatever container:
 a temp-dir whose lock can be had. Its processes are found by the marker in their environment, which they inherited.
+The temp-dir also has the control pipe by which any controller reaches the guard: a byte that is written there reaches
+this guard or nobody, where a signal to a remembered pid might reach a stranger.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ PREFIX = "swp-"
 LONGEST_ROOT = 24
 """Ray puts sockets into a temp-dir at paths 65 bytes longer than its own; a Unix socket's path has at most 107."""
 KILL_S = 10.0
+UNFINISHED_S = 60.0
+"""A temp-dir that is still hidden after so long was left by a controller that was killed while it made it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,13 @@ class Den:
     path: Path
     lock: int
     """The file descriptor to hand to the guard; the holder's death releases the lock."""
+    control: int
+    """The control pipe, to hand to the guard as well, so that nothing written before it runs is lost."""
+
+    def close(self) -> None:
+        """Close our copies of the descriptors."""
+        os.close(self.lock)
+        os.close(self.control)
 
     @property
     def marker(self) -> str:
@@ -52,7 +63,43 @@ def make_den() -> Den:
     hidden.mkdir(mode=0o700)
     lock = os.open(hidden / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    return Den(hidden.rename(root() / f"{PREFIX}{name}"), lock)
+    os.mkfifo(hidden / "control", 0o600)
+    control = os.open(hidden / "control", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    return Den(hidden.rename(root() / f"{PREFIX}{name}"), lock, control)
+
+
+def guarded(den: Path) -> bool:
+    """Whether its guard lives (or is about to), or its orphans are being ended at this moment. False once it is gone.
+
+    Looking disturbs nobody: it takes the lock shared, which only keeps a janitor away for that instant.
+    """
+    try:
+        lock = os.open(den / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(lock)
+
+
+def ask(den: Path, what: bytes) -> bool:
+    """Write to the guard's control pipe (guard.py says what it understands); whether there is a guard to read it."""
+    try:
+        control = os.open(den / "control", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # removed, or nobody has it open: the guard is gone
+        return False
+    try:
+        os.write(control, what)
+    except OSError:
+        return False
+    finally:
+        os.close(control)
+    return True
 
 
 def marked(marker: str) -> list[int]:
@@ -85,6 +132,8 @@ def end(den: Path) -> int:
 def sweep(only: Path | None = None) -> int:
     """End every orphan of this user (or only that temp-dir, if it is one). Returns how many processes were killed."""
     killed = 0
+    if only is None:
+        _remove_unfinished()
     for den in [only] if only else sorted(root().glob(f"{PREFIX}*")):
         try:
             if den.stat().st_uid != os.getuid():
@@ -101,3 +150,12 @@ def sweep(only: Path | None = None) -> int:
         finally:
             os.close(lock)
     return killed
+
+
+def _remove_unfinished() -> None:
+    """Temp-dirs that never got their name. Nothing was ever started in one."""
+    for hidden in root().glob(f".{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            about = hidden.stat()
+            if about.st_uid == os.getuid() and time.time() - about.st_mtime > UNFINISHED_S:
+                shutil.rmtree(hidden, ignore_errors=True)
