@@ -15,13 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from sweeper import clusters, engines, prepare, tracking
+from sweeper.clusters.base import Cluster
+from sweeper.engines.base import Engine
 from sweeper.errors import Problem, RequestError
+from sweeper.plan.arms import ArmPlan
 from sweeper.plan.plan import Plan
 from sweeper.report import events, table
-from sweeper.search.controller import Controller, Outcome
+from sweeper.report.rows import Request
+from sweeper.search import replay, request, samplers, schedulers
+from sweeper.search.arm import ArmSearch, Candidate
+from sweeper.search.controller import Controller, Settings, planned
+from sweeper.search.outcome import Outcome
 from sweeper.tracking.base import Tracker
-from sweeper.trial.identity import fingerprint
-from sweeper.trial.ledger import Ledger
+from sweeper.trial.identity import fingerprint, is_placement, placement_of
+from sweeper.trial.index import Index
+from sweeper.trial.ledger import DONE, Ledger
 from sweeper.trial.records import SweepFolder, versions
 from sweeper.trial.spec import Trial
 
@@ -30,82 +38,267 @@ TRACKER_PATIENCE_S = 60.0
 
 
 def execute(plan: Plan, *, resume: bool = False) -> int:
-    """Run every trial of a plan without problems; returns the exit code."""
-    trials = plan.trials
-    config = trials[0].config
-    engine = engines.get(config["engine"]["name"])
+    """Run every trial of a plan without problems, or go on with the sweep of that name; returns the exit code."""
+    settings = plan.settings
+    engine = engines.get(_config(plan)["engine"]["name"])
     cluster = clusters.get(next(iter(plan.shapes.values())))  # what was planned for, not what is free by now
-    store = Path(str(plan.settings["store"])).absolute()
-    display = events.choose(str(plan.settings["output"]))
+    store = Path(str(settings["store"])).absolute()
+    display = events.choose(str(settings["output"]))
     _free(store, plan, resume)
-    _prepare(trials, display)
-    folder = _folder(store, plan, resume)
-    ledger = Ledger.open(folder.path / "ledger.db", create=not resume)
+    folder = SweepFolder.existing(store, str(settings["name"])) if resume else None
+    ledger = Ledger.open(folder.path / "ledger.db", create=False) if folder else None
     try:
-        prints = {t.id: fingerprint(dict(t.config)) for t in trials}
-        if resume:
-            _same_plan(ledger, trials, prints)
-        else:
-            request = {"overrides": list(plan.overrides), "trials": len(trials), "mode": _mode(plan)}
-            planned = [
-                (
-                    "trial_planned",
-                    t.id,
-                    {"label": t.label, "varied": dict(t.point.varied), "fingerprint": prints[t.id]},
-                )
-                for t in trials
-            ]
-            ledger.append_all([("sweep_started", None, request), *planned])
-        display.event(
-            "sweep_started",
-            name=folder.name,
-            folder=str(folder.path),
-            trials={t.id: t.label for t in trials},
-            overrides=list(plan.overrides),
-        )
-        tracker = tracking.get(
-            plan.settings["tracking"], warn=lambda message: display.event("warning", message=message)
-        )
-        tracker.sweep_started(
-            folder.name,
-            str(plan.settings["project"]),
-            {"sweeper.folder": str(folder.path)},
-            {"overrides": shlex.join(plan.overrides)},
-        )
-        controller = Controller(
-            trials=trials,
-            gangs={s.trial.id: s.gang for s in plan.sized if s.gang},
-            engine=engine,
-            cluster=cluster,
-            folder=folder,
-            ledger=ledger,
-            tracker=tracker,
-            display=display,
-            facts=lambda t: _facts(t, prints[t.id], folder),
-            max_concurrent=plan.settings["max_concurrent"],
-            mode=_mode(plan),
-        )
-        outcomes: Mapping[str, Outcome] = controller.outcomes
-        state = "failed"
-        try:
-            outcomes = controller.run()
-            state = "stopped" if controller.stopped else _state(outcomes)
-        finally:
-            ledger.append("sweep_ended", data={"state": state})
-            tracker.sweep_ended(state)
-            try:
-                sent = tracker.close(TRACKER_PATIENCE_S)
-            except KeyboardInterrupt:  # no more waiting for the store; the records have everything
-                sent = False
-            for trial_id, run_id in tracker.run_ids().items():
-                outcomes[trial_id].run_id = run_id
-            display.event("sweep_ended", state=state, trials=table.rows(outcomes.values(), _mode(plan)))
-        if str(plan.settings["output"]) != "json":
-            _closing(outcomes, folder, tracker, state, sent, _mode(plan))
-        return 0 if state == "finished" else 1
+        if ledger is not None and folder is not None:
+            _same_request(ledger, plan, engine, folder.name)
+        _prepare(_known(plan), display)
+        folder = folder or _new_folder(store, plan)
+        ledger = ledger or Ledger.open(folder.path / "ledger.db", create=True)
+        return _run(plan, engine, cluster, folder, ledger, display, resume=resume)
     finally:
         display.close()
-        ledger.close()
+        if ledger is not None:
+            ledger.close()
+
+
+def _run(
+    plan: Plan,
+    engine: Engine,
+    cluster: Cluster,
+    folder: SweepFolder,
+    ledger: Ledger,
+    display: events.Display,
+    *,
+    resume: bool,
+) -> int:
+    index = Index(folder.path.parent)
+    known = {s.trial.id: s.trial for s in plan.sized}
+    if not resume:
+        ledger.append("sweep_started", data=_started(plan))
+    elif _extended(ledger, plan):
+        _extend(ledger, plan, engine)
+    display.event(
+        "sweep_started",
+        name=folder.name,
+        folder=str(folder.path),
+        trials={t.id: t.label for t in known.values()} if not plan.search.samples else {},
+        planned=_planned(plan),
+        overrides=list(plan.overrides),
+    )
+    tracker = tracking.get(plan.settings["tracking"], warn=lambda message: display.event("warning", message=message))
+    tracker.sweep_started(
+        folder.name,
+        str(plan.settings["project"]),
+        {"sweeper.folder": str(folder.path)},
+        {"overrides": shlex.join(plan.overrides)},
+    )
+    labels = {arm.id: arm.label for arm in plan.arms}
+    controller = Controller(
+        arms=[_arm_search(plan, number, engine, folder) for number in range(len(plan.arms))],
+        size=_sizer(plan, known, display),
+        engine=engine,
+        cluster=cluster,
+        folder=folder,
+        ledger=ledger,
+        tracker=tracker,
+        display=display,
+        facts=lambda o: _facts(o, folder, labels),
+        fingerprint=lambda t: fingerprint(dict(t.config)),
+        settings=_settings(plan),
+        index=index,
+    )
+    for message in index.problems:
+        display.event("warning", message=message)
+    outcomes: Mapping[str, Outcome] = controller.outcomes
+    state, sent = "failed", False
+    try:
+        if resume:
+            replay.take_up(controller, ledger, folder, known)
+        outcomes = controller.run()
+        state = "stopped" if controller.stopped else _state(outcomes)
+    finally:
+        ledger.append("sweep_ended", data={"state": state})
+        tracker.sweep_ended(state)
+        try:
+            sent = tracker.close(TRACKER_PATIENCE_S)
+        except KeyboardInterrupt:  # no more waiting for the store; the records have everything
+            sent = False
+        for trial_id, run_id in tracker.run_ids().items():
+            if trial_id in outcomes:
+                outcomes[trial_id].run_id = run_id
+        display.event("sweep_ended", state=state, trials=table.rows(outcomes.values(), _mode(plan)))
+        index.close()
+    if str(plan.settings["output"]) != "json":
+        _closing(outcomes, folder, tracker, state, sent, _report(plan, labels))
+    return 0 if state == "finished" else 1
+
+
+def _config(plan: Plan) -> Mapping[str, Any]:
+    """The config of some trial: for what all of them share."""
+    first = plan.arms[0].example or plan.sized[0]
+    return first.trial.config
+
+
+def _known(plan: Plan) -> list[Trial]:
+    examples = [arm.example.trial for arm in plan.arms if arm.example]
+    return [*(s.trial for s in plan.sized), *examples]
+
+
+def _arm_search(plan: Plan, number: int, engine: Engine, folder: SweepFolder) -> ArmSearch:
+    """The search of one arm. Every arm has the same seed, so that where their spaces are alike so are their points."""
+    arm, search = plan.arms[number], plan.search
+    config = arm.example.trial.config if arm.example else _config(plan)
+    steps = engine.milestones(dict(config))
+    work = arm.example.work if arm.example else None
+    lower = {"gpu_hours"}
+    journal = folder.path / "studies" / f"{arm.id}.journal" if search.samples else None
+    if journal is not None:
+        journal.parent.mkdir(exist_ok=True)
+    return ArmSearch(
+        arm.id,
+        sampler=samplers.make(
+            search.sampler,
+            arm.dims,
+            seed=int(config.get("seed") or 0),
+            modes=["min" if o in lower else search.mode for o in search.objectives],
+            options=search.options,
+            points=arm.points,
+            journal=journal,
+        ),
+        scheduler=schedulers.make(
+            {"name": search.scheduler, **search.scheduler_options},
+            arm.dims,
+            mode=search.mode,
+            validations=steps.validations,
+            total_steps=work.steps if work else 0,
+            seed=int(config.get("seed") or 0),
+        ),
+        refuse=_refuse(plan, arm),
+        budget=arm.budget,
+        objectives=search.objectives,
+        name=lambda n: plan.candidate_id(number, n),
+        seeds=search.seeds,
+        mode=search.mode,
+    )
+
+
+def _refuse(plan: Plan, arm: ArmPlan) -> Any:
+    """What cannot run. Of a grid all points were checked already; those that are planned can run."""
+    if plan.search.samples:
+        return arm.refuse
+    if plan.search.sampler == "none":
+        return lambda _params: ""
+    able = [dict(s.trial.params) for s in plan.sized if s.trial.arm == arm.id]
+    keys = {repr(sorted(p.items(), key=lambda kv: kv[0])) for p in able}
+    return lambda params: "" if repr(sorted(params.items(), key=lambda kv: kv[0])) in keys else "it cannot run"
+
+
+def _sizer(plan: Plan, known: Mapping[str, Trial], display: events.Display) -> Any:
+    arms = {arm.id: arm for arm in plan.arms}
+
+    def size(candidate: Candidate, seed: int | None, trial_id: str, kind: str) -> Trial:
+        found = known.get(trial_id)
+        if found is not None and dict(found.params) == candidate.params:
+            return found
+        sized = arms[candidate.arm].sized(
+            candidate.params, seed=seed, candidate=candidate.id, trial_id=trial_id, kind=kind
+        )
+        _prepare([sized.trial], display)
+        return sized.trial
+
+    return size
+
+
+def _settings(plan: Plan) -> Settings:
+    config = _config(plan)
+    sizes = {s.gang for s in plan.sized} | {arm.example.gang for arm in plan.arms if arm.example}
+    return Settings(
+        stop=config["stop"],
+        failures=config["failures"],
+        mode=plan.search.mode,
+        max_concurrent=plan.settings["max_concurrent"],
+        final_seeds=plan.search.final_seeds,
+        known=not plan.search.samples,
+        mixed=len(sizes) > 1,
+        never_reused=frozenset(arm.id for arm in plan.arms if _placement_dims(arm)),
+    )
+
+
+def _placement_dims(arm: ArmPlan) -> list[str]:
+    """What is searched in the arm and is placement: where and how fast, not what comes out."""
+    patterns = placement_of(arm.example.trial.config) if arm.example else ()
+    return [d.name for d in arm.dims if d.name == "tp" or is_placement(d.name, patterns)]
+
+
+def _report(plan: Plan, labels: Mapping[str, str]) -> Request:
+    placement = {name: None for arm in plan.arms for name in _placement_dims(arm)}
+    device = next(iter(plan.shapes.values())).device
+    return Request(_mode(plan), plan.search.objectives, labels, tuple(placement), device)
+
+
+# --- what was asked for, then and now ---
+
+
+def _started(plan: Plan) -> dict[str, Any]:
+    return {
+        "overrides": list(plan.overrides),
+        "planned": _planned(plan),
+        "mode": _mode(plan),
+        **request.describe(plan),
+    }
+
+
+def _planned(plan: Plan) -> int:
+    """Trials that the sweep will have, the final ones too."""
+    finals = len(plan.search.final_seeds)
+    return sum(arm.budget * len(plan.search.seeds) + finals for arm in plan.arms)
+
+
+def _same_request(ledger: Ledger, plan: Plan, engine: Engine, name: str) -> None:
+    started = [e.data for e in ledger.events() if e.kind in ("sweep_started", "sweep_extended")]
+    if not started:
+        raise RequestError(Problem(f"the ledger of {name} is empty: nothing of it was ever started", key="name"))
+    if "arms" in started[-1]:
+        request.agree(started[-1], request.describe(plan), name, free=(engine.steps_key,))
+    prints = {t: s.fingerprint for t, s in ledger.trials().items() if not s.forked}
+    if _steps(started[-1], engine) == _steps(request.describe(plan), engine):
+        for sized in plan.sized:
+            before = prints.get(sized.trial.id)
+            if before and before != fingerprint(dict(sized.trial.config)):
+                raise RequestError(
+                    Problem(
+                        "the configuration has changed since this sweep was started: "
+                        f"trial {sized.trial.id} ({sized.trial.label}) is not the same any more",
+                        valid="the overrides, conf/ and code that it was started with",
+                        fix=f"sweeper resume {name} --fork NEW-NAME",
+                    )
+                )
+
+
+def _steps(started: Mapping[str, Any], engine: Engine) -> Any:
+    arms = started.get("arms") or [{}]
+    return (arms[0].get("identity") or {}).get(engine.steps_key)
+
+
+def _extended(ledger: Ledger, plan: Plan) -> bool:
+    last = [e.data for e in ledger.events() if e.kind in ("sweep_started", "sweep_extended")][-1]
+    return list(last.get("overrides") or ()) != list(plan.overrides)
+
+
+def _extend(ledger: Ledger, plan: Plan, engine: Engine) -> None:
+    """More candidates need nothing; with more steps what is finished goes on from its last checkpoint."""
+    started = [e.data for e in ledger.events() if e.kind in ("sweep_started", "sweep_extended")]
+    now = request.describe(plan)
+    events_: list[tuple[str, str | None, Mapping[str, Any]]] = [("sweep_extended", None, _started(plan))]
+    if _steps(started[-1], engine) != _steps(now, engine):
+        arms = {arm.id: arm for arm in plan.arms}
+        for trial, state in ledger.trials().items():
+            if state.state == "finished":
+                made = arms[state.arm].sized(
+                    state.params, seed=state.seed, candidate=state.candidate, trial_id=trial, kind=state.kind
+                )
+                again = {**planned(made.trial, fingerprint(dict(made.trial.config))), "again": True}
+                events_.append(("trial_planned", trial, again))
+    ledger.append_all(events_)
 
 
 def _store_flag(folder: SweepFolder) -> str:
@@ -127,30 +320,9 @@ def _free(store: Path, plan: Plan, resume: bool) -> None:
         )
 
 
-def _folder(store: Path, plan: Plan, resume: bool) -> SweepFolder:
+def _new_folder(store: Path, plan: Plan) -> SweepFolder:
     name = plan.settings["name"]
-    if resume:
-        return SweepFolder.existing(store, str(name))
     return SweepFolder.create(store, str(name) if name is not None else time.strftime("%Y%m%d-%H%M%S"), plan.overrides)
-
-
-def _same_plan(ledger: Ledger, trials: Sequence[Trial], prints: Mapping[str, str]) -> None:
-    """A resumed sweep must be the one that was started: same trials, same identity."""
-    before = {t: s.fingerprint for t, s in ledger.trials().items()}
-    changed = [t for t in trials if before.get(t.id) != prints[t.id]]
-    if changed or len(before) != len(trials):
-        raise RequestError(
-            Problem(
-                "the configuration has changed since this sweep was started: "
-                + (
-                    f"trial {changed[0].id} ({changed[0].label}) is not the same any more"
-                    if changed
-                    else f"{len(before)} trials then, {len(trials)} now"
-                ),
-                valid="the conf/ and code that it was started with",
-                fix="start a new sweep with what you have now, or undo the change",
-            )
-        )
 
 
 def _prepare(trials: Sequence[Trial], display: events.Display) -> None:
@@ -164,14 +336,17 @@ def _prepare(trials: Sequence[Trial], display: events.Display) -> None:
     )
 
 
-def _facts(trial: Trial, identity: str, folder: SweepFolder) -> tuple[dict[str, Any], dict[str, Any]]:
-    config = trial.config
+def _facts(outcome: Outcome, folder: SweepFolder, labels: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    trial, config = outcome.trial, outcome.trial.config
     tags = {
         "sweeper.sweep": folder.name,
         "sweeper.trial": trial.id,
         "sweeper.label": trial.label,
-        "sweeper.arm": " ".join(f"{k}={v}" for k, v in trial.point.varied.items() if k != "seed") or trial.label,
-        "sweeper.fingerprint": identity,
+        "sweeper.arm": labels.get(trial.arm) or trial.label,
+        "sweeper.candidate": trial.candidate,
+        "sweeper.kind": trial.kind,
+        **({"sweeper.seed": str(trial.seed)} if trial.seed is not None else {}),
+        "sweeper.fingerprint": outcome.fingerprint,
         "sweeper.folder": str(folder.path / "trials" / trial.id),
         "sweeper.engine": f"{config['engine']['name']} {versions(config['engine']['name'])[config['engine']['name']]}",
         "sweeper.model": str(config["model"]["name"]),
@@ -186,13 +361,13 @@ def _mode(plan: Plan) -> str:
 
 
 def _state(outcomes: Mapping[str, Outcome]) -> str:
-    return "finished" if all(o.state == "finished" for o in outcomes.values()) else "failed"
+    return "finished" if outcomes and all(o.state in DONE for o in outcomes.values()) else "failed"
 
 
 def _closing(
-    outcomes: Mapping[str, Outcome], folder: SweepFolder, tracker: Tracker, state: str, sent: bool, mode: str
+    outcomes: Mapping[str, Outcome], folder: SweepFolder, tracker: Tracker, state: str, sent: bool, asked: Request
 ) -> None:
-    table.render(outcomes.values(), sys.stdout, mode)
+    table.render(outcomes.values(), sys.stdout, asked)
     print()
     for o in outcomes.values():
         if o.state == "failed" and o.root_cause:

@@ -151,6 +151,8 @@ class Engine(Protocol):
     """A training system that a trial can be a run of."""
 
     name: str
+    steps_key: str
+    """The engine's key for how many steps a trial trains."""
 
     def bind(self, config: Config, explicit: Mapping[str, Any], shape: Shape) -> list[Problem]:
         """Write `lr`, `kl`, `tp`, `seed`, data, model and cluster into the engine's own keys, in place.
@@ -199,6 +201,16 @@ class Engine(Protocol):
         Those of single validation sets are spelled out where the data is known."""
         ...
 
+    def validates(self, config: Config) -> list[int]:
+        """Steps at which a trial of this config has a score, in order; 0 is before training. Empty: it never has one,
+        or the number of its steps is not known."""
+        ...
+
+    def saves(self, config: Config) -> list[int]:
+        """Steps at which it leaves a checkpoint, in order. When the progress of such a step can be read, its
+        checkpoint is whole."""
+        ...
+
     def idle(self, config: Config, key: str) -> str:
         """Why the value of that key cannot matter in this config (`there is no critic`); empty when it can."""
         ...
@@ -207,8 +219,9 @@ class Engine(Protocol):
         """When a trial of this config is validated and saved."""
         ...
 
-    def checkpoint(self, folder: Path) -> Saved | None:
-        """The newest whole checkpoint below a trial's checkpoint folder. A torn one is passed over."""
+    def checkpoint(self, folder: Path, step: int | None = None) -> Saved | None:
+        """The newest whole checkpoint below a trial's checkpoint folder, or of that step where it is there and whole.
+        A torn one is passed over."""
         ...
 
     def adopt(self, saved: Saved, folder: Path) -> None:

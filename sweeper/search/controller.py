@@ -1,8 +1,11 @@
-"""Runs the trials of a plan: starts each when its gang fits, follows it, records it, ends with nothing left running.
+"""Runs a sweep: proposes trials, starts each when its whole gang is free, follows it, judges it, records it.
 
-Guarantees: the controller is the only writer of the ledger and of the tracker; an attempt's end is recorded only when
-no process of it remains; a first SIGINT or SIGTERM stops gently (attempts end, everything stays resumable), a second
-ends now; a trial that fails never stops another; an error of the records stops the sweep, a tracker's never does.
+Guarantees: the controller is the only writer of the ledger and of the tracker; what it knows is in the ledger before it
+acts on it, so that a SIGKILL at any instant loses no finished trial and repeats none (search/replay.py takes up from
+there); nothing waits for a batch; an attempt's end is recorded only when no process of it remains; a first SIGINT or
+SIGTERM stops gently (attempts end, everything stays resumable), a second ends now; a trial that fails never stops
+another, except where so many fail in the same way that the rest would too; an error of the records stops the sweep, a
+tracker's never does.
 """
 
 from __future__ import annotations
@@ -10,44 +13,55 @@ from __future__ import annotations
 import signal
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from sweeper.clusters.base import Attempt, Cluster, Exit
-from sweeper.engines.base import AttemptPaths, Engine, Gang, Job, Progress
+from sweeper.engines.base import AttemptPaths, Engine, Failure, Gang, Job, Progress, Saved
 from sweeper.errors import SweeperError
 from sweeper.report.events import Display
-from sweeper.search.history import Curve
+from sweeper.search.admission import Admission, Held, Waiting
+from sweeper.search.arm import ArmSearch, Candidate, final_id
+from sweeper.search.base import Fork, Stop, Verdict
+from sweeper.search.outcome import SPEEDS, Outcome
+from sweeper.search.stops import Health
 from sweeper.tracking.base import Tracker
+from sweeper.trial.failures import Policy, Stalls
+from sweeper.trial.index import Found, Index
 from sweeper.trial.ledger import Ledger
 from sweeper.trial.records import AttemptFolder, SweepFolder, Tail
 from sweeper.trial.spec import Trial
 
 POLL_S = 0.1
 """Between two looks at the running attempts. Metrics arrive at most every few hundred milliseconds."""
-
-
 MILESTONE = 10
 """Steps between two entries of the ledger beside the validated ones: enough for a status, few enough for a ledger."""
+AHEAD = 3
+"""Candidates a sampler is asked for beyond what can start, where gangs differ in size and a smaller one may fit."""
+
+Size = Callable[[Candidate, int | None, str, str], Trial]
+"""The trial of a candidate under a seed: candidate, seed, id, kind -> composed, bound and checked."""
 
 
-@dataclass(slots=True)
-class Outcome:
-    """How one trial ended."""
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the sweep was asked for beside its arms."""
 
-    trial: Trial
-    state: str = "waiting"
-    """`finished`, `failed`, `stopped`, or `waiting` when it never started."""
-    curve: Curve = field(default_factory=Curve)
-    elapsed_s: float = 0.0
-    root_cause: tuple[str, ...] = ()
-    folder: Path | None = None
-    run_id: str | None = None
-    reused: bool = False
+    stop: Mapping[str, Any]
+    failures: Mapping[str, Any]
+    mode: str = "max"
+    max_concurrent: int | None = None
+    final_seeds: tuple[int, ...] = ()
+    known: bool = True
+    """Whether all candidates are known from the start (a grid, or no search), so that none depends on a result."""
+    never_reused: frozenset[str] = frozenset()
+    """Arms whose trials differ in placement on purpose: a fingerprint does not tell those apart."""
+    mixed: bool = False
+    """Whether gangs differ in size."""
 
 
 @dataclass(slots=True)
@@ -59,7 +73,20 @@ class _Running:
     tail: Tail
     number: int
     started: float
+    """Unix time."""
+    nodes: tuple[int, ...]
+    health: Health
+    recorded: int = -1
+    """The last step of this attempt that is in the ledger."""
+    since: float = field(default_factory=time.monotonic)
+    """When we began to follow it, and below, when its latest step was seen: on the clock that stands still in sleep."""
+    progressed: float | None = None
     steps_s: list[float] = field(default_factory=list)
+    intent: str = ""
+    """Why we asked it to end: `pruned`, `paused`, `fork`, `stalled`, or nothing of the kind."""
+    reason: Stop | None = None
+    fork: Fork | None = None
+    stalled: str = ""
 
 
 class Controller:
@@ -68,39 +95,52 @@ class Controller:
     def __init__(
         self,
         *,
-        trials: Sequence[Trial],
-        gangs: Mapping[str, Gang],
+        arms: Sequence[ArmSearch],
+        size: Size,
         engine: Engine,
         cluster: Cluster,
         folder: SweepFolder,
         ledger: Ledger,
         tracker: Tracker,
         display: Display,
-        facts: Callable[[Trial], tuple[dict[str, Any], dict[str, Any]]],
-        max_concurrent: int | None = None,
-        mode: str = "max",
+        facts: Callable[[Outcome], tuple[dict[str, Any], dict[str, Any]]],
+        fingerprint: Callable[[Trial], str],
+        settings: Settings,
+        index: Index | None = None,
     ) -> None:
-        """`gangs` by trial id; `facts` gives the parameters and tags of a trial for the tracker; `mode` says whether
-        the best score is the max or the min."""
+        """`facts` gives the parameters and tags of a trial for the tracker; `index` knows what was run before."""
+        self.arms = {arm.arm: arm for arm in arms}
+        self._size, self._fingerprint, self._facts = size, fingerprint, facts
         self._engine, self._cluster, self._folder = engine, cluster, folder
-        self._ledger, self._tracker, self._display, self._facts = ledger, tracker, display, facts
-        self._limit, self._mode = max_concurrent or len(trials), mode
-        self._waiting, self._gangs = list(trials), gangs
-        self._running: list[_Running] = []
-        self.outcomes = {t.id: Outcome(t) for t in trials}
+        self._ledger, self._tracker, self._display = ledger, tracker, display
+        self._settings, self._index = settings, index
+        shape = cluster.shape
+        self._capacity = (shape.gpus_per_node,) * shape.nodes
+        self._admission = Admission(self._capacity)
+        self.policy, self._stalls = Policy(settings.failures), Stalls(settings.failures)
+        self.outcomes: dict[str, Outcome] = {}
+        self.waiting: list[str] = []
+        """Trials to start, the one whose turn it is first."""
+        self.running: list[_Running] = []
+        self.verdicts: dict[str, Verdict] = {}
+        """By candidate: decided before a death of the controller and not carried out yet."""
+        self._usual_s: list[float] = []
         self._signals = 0
+        self.given_up = ""
+        """Why no more trials are started; empty while they are."""
 
     def run(self) -> dict[str, Outcome]:
         """Run to the end, or until stopped; returns the outcome of every trial by id.
 
         Raises:
-            SweeperError: The records cannot be written, or a trial needs more than the whole cluster has.
+            SweeperError: The records cannot be written.
         """
         with _Signals(self._on_signal):
             try:
-                self._settle()
-                self._reuse()
-                while self._running or (self._waiting and not self._signals):
+                for candidate, verdict in list(self.verdicts.items()):
+                    self._apply(candidate, verdict)
+                self.verdicts.clear()
+                while self._going():
                     self._start()
                     self._follow()
                     time.sleep(POLL_S)
@@ -114,87 +154,186 @@ class Controller:
         """Whether a signal ended the sweep before its last trial."""
         return bool(self._signals)
 
+    @property
+    def _quiet(self) -> bool:
+        """Whether nothing more is started."""
+        return bool(self._signals or self.given_up)
+
+    def _going(self) -> bool:
+        if self.running:
+            return True
+        if self._quiet:
+            return False
+        self._add_finals()
+        if self.waiting or any(arm.more for arm in self.arms.values()) or self._resume_paused():
+            return True
+        self._retire_paused()
+        self._add_finals()
+        return bool(self.waiting)
+
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._signals += 1
-        for r in self._running:
+        for r in self.running:
             if self._signals == 1:
                 r.attempt.stop()
             else:
                 r.attempt.kill()
 
-    def _settle(self) -> None:
-        """Attempts whose controller died have ended with it; their records say so from now on."""
-        for trial, state in self._ledger.trials().items():
-            if state.state != "running":
-                continue
-            if path := self._folder.latest_attempt(trial):
-                number = int(path.name.rpartition("-")[2])
-                AttemptFolder(path, number, self._folder.name, None).write_status("stopped", reason="controller-gone")
-            ended = {"state": "stopped", "reason": "controller-gone"}
-            self._ledger.append("attempt_ended", trial=trial, attempt=state.attempts, data=ended)
-
-    def _reuse(self) -> None:
-        """Trials that the ledger says are finished are not run again."""
-        done = {t: s for t, s in self._ledger.trials().items() if s.state == "finished"}
-        for trial in [t for t in self._waiting if t.id in done]:
-            self._waiting.remove(trial)
-            outcome, state = self.outcomes[trial.id], done[trial.id]
-            outcome.state, outcome.reused = "finished", True
-            outcome.folder = self._folder.latest_attempt(trial.id)
-            for attempt in self._folder.attempts(trial.id):
-                self._read_curve(outcome, attempt)
-            self._display.event("trial_reused", trial=trial.id, score=state.final_score)
-
-    def _read_curve(self, outcome: Outcome, folder: Path) -> None:
-        for line in Tail(folder / "metrics.jsonl").read():
-            progress = self._engine.progress(line, dict(outcome.trial.config))
-            if progress:
-                outcome.curve.add(progress)
+    # --- what to run ---
 
     def _start(self) -> None:
-        """Start what fits, in order; a small trial may pass a large one that does not fit yet."""
-        refused: set[Gang] = set()  # thousands may wait, of a few sizes
-        for trial in list(self._waiting):
-            if self._signals or len(self._running) >= self._limit:
+        """Start what fits; propose where there is room for more."""
+        while not self._quiet:
+            room = (self._settings.max_concurrent or len(self.outcomes) + 1_000_000) - len(self.running)
+            # What is new comes before what is paused: a rung is judged when it is full.
+            if room <= 0 or not (self.waiting or self._propose() or self._resume_paused()):
                 return
-            gang = self._gangs[trial.id]
-            if gang in refused:
+            free = self._cluster.free()
+            queue = [Waiting(t, self._gang(t)) for t in self.waiting]
+            held = [Held(r.nodes, r.job.gang.gpus_per_node, self._left_s(r)) for r in self.running]
+            chosen = self._admission.choose(queue, free, held)[:room]
+            started = [self._launch(self.outcomes[start.key], start.nodes) for start in chosen]
+            if any(started):
                 continue
-            if self._cluster.fits(gang, [r.job.gang for r in self._running]):
-                self._waiting.remove(trial)
-                self._launch(trial)
-            elif not self._running:
-                have = f"{self._cluster.shape.name} has {self._cluster.shape.gpus}"
-                raise SweeperError(f"trial {trial.id} needs {gang.gpus} ranks at once, and all of {have}")
-            else:
-                refused.add(gang)
+            ahead = self._ahead()
+            if not (any(free) and len(self.waiting) < ahead and self._propose()):
+                return
 
-    def _launch(self, trial: Trial) -> None:
-        folder = self._folder.new_attempt(trial.id)
-        paths = AttemptPaths(folder=folder.path, checkpoints=self._folder.checkpoints(trial.id))
-        job = self._engine.job(dict(trial.config), paths)
-        outcome = self.outcomes[trial.id]
-        outcome.state, outcome.folder = "starting", folder.path
-        for earlier in self._folder.attempts(trial.id)[:-1]:
-            self._read_curve(outcome, earlier)
-        params, tags = self._facts(trial)
-        folder.write_spec(trial, job, tags)
-        self._ledger.append("attempt_started", trial=trial.id, attempt=folder.number, data={"folder": str(folder.path)})
-        attempt = self._cluster.start(job, folder.path)
-        # From here on it must be stopped and recorded, whatever happens to what follows.
-        self._running.append(
-            _Running(outcome, job, attempt, folder, Tail(folder.path / job.metrics), folder.number, time.time())
+    def _ahead(self) -> int:
+        if not self._settings.mixed:
+            return 0
+        return 1_000_000 if self._settings.known else AHEAD
+
+    def _gang(self, trial: str) -> Gang:
+        return self._engine.gang(dict(self.outcomes[trial].trial.config))
+
+    def _left_s(self, r: _Running) -> float | None:
+        if not r.steps_s or r.outcome.curve.step is None:
+            return None
+        return (r.job.total_steps - r.outcome.curve.step) * statistics.median(r.steps_s)
+
+    def _propose(self) -> bool:
+        """Ask the arm that has been asked least for its next candidate; whether there was one."""
+        for arm in sorted(self.arms.values(), key=lambda a: len(a.candidates)):
+            if not arm.more:
+                continue
+            candidate = arm.propose()
+            if candidate is not None:
+                self._plan(arm, candidate)
+                return True
+            self._judge(arm.closed())
+        return False
+
+    def _plan(self, arm: ArmSearch, candidate: Candidate) -> None:
+        pairs = zip(candidate.trials, arm.seeds, strict=True)
+        trials = [self._size(candidate, seed, trial, "search") for trial, seed in pairs]
+        self._planned(trials, number=candidate.ask.number, refused=[dict(r) for r in candidate.ask.refused])
+
+    def _planned(self, trials: Sequence[Trial], **data: Any) -> None:
+        """Record trials, all or none; then have them run, unless the same was run before."""
+        prints = [self._fingerprint(trial) for trial in trials]
+        self._ledger.append_all(
+            [("trial_planned", t.id, {**planned(t, fp), **data}) for t, fp in zip(trials, prints, strict=True)]
         )
+        found = (
+            self._index.lookup_all(prints) if self._index and trials[0].arm not in self._settings.never_reused else {}
+        )
+        for trial, fingerprint in zip(trials, prints, strict=True):
+            outcome = self.outcomes[trial.id] = Outcome(trial, fingerprint)
+            self._display.event(
+                "trial_planned", trial=trial.id, label=trial.label, arm=trial.arm, candidate=trial.candidate
+            )
+            before = found.get(fingerprint)
+            if before is not None and before.sweep != self._folder.name:
+                self._reuse(outcome, before)
+            else:
+                self.waiting.append(trial.id)
+
+    def _reuse(self, outcome: Outcome, before: Found) -> None:
+        """A finished trial of this store stands for one that would compute the same."""
+        folder = before.folder
+        for attempt in SweepFolder(folder.parents[2]).attempts(before.trial):
+            self._read_curve(outcome, attempt)
+        if outcome.curve.step is None:  # its records are gone or not readable as this engine's
+            self.waiting.append(outcome.trial.id)
+            return
+        outcome.reused, outcome.folder = str(before), folder
+        summary = outcome.curve.summary(self._settings.mode)
+        self._ledger.append(
+            "trial_reused",
+            trial=outcome.trial.id,
+            data={
+                "sweep": before.sweep,
+                "trial": before.trial,
+                "folder": str(folder),
+                "scores": {str(k): v for k, v in outcome.curve.scores.items()},
+                **summary,
+            },
+        )
+        self._display.event(
+            "trial_reused", trial=outcome.trial.id, score=outcome.curve.final_score, source=outcome.reused
+        )
+        outcome.state = "finished"
+        if outcome.trial.kind == "search":
+            arm = self.arms[outcome.trial.arm]
+            for step, score in sorted(outcome.curve.scores.items()):
+                self._judge(arm.scored(outcome.trial.candidate, outcome.trial.id, step, score))
+        self._settle(outcome)
+
+    def sized(self, outcome: Outcome) -> Trial:
+        """A trial of the ledger, composed anew with the values that it has now."""
+        trial = outcome.trial
+        return self._size(self.arms[trial.arm].candidates[trial.candidate], trial.seed, trial.id, trial.kind)
+
+    def _read_curve(self, outcome: Outcome, attempt: Path) -> None:
+        """Add an earlier attempt's metrics to a trial's curve."""
+        for line in Tail(attempt / "metrics.jsonl").read():
+            if progress := self._engine.progress(line, dict(outcome.trial.config)):
+                outcome.curve.add(progress)
+
+    def _add_finals(self) -> None:
+        """Run the best candidate of each arm that is done again, under seeds that nothing was chosen by."""
+        for arm in self.arms.values():
+            if not self._settings.final_seeds or arm.more:
+                continue
+            if any(c.state is None for c in arm.candidates.values()):
+                continue
+            if any(o.trial.kind == "final" and o.trial.arm == arm.arm for o in self.outcomes.values()):
+                continue
+            best = arm.best()
+            if best is not None:
+                seeds = self._settings.final_seeds
+                self._planned([self._size(best, seed, final_id(best.id, seed), "final") for seed in seeds])
+
+    # --- attempts ---
+
+    def _launch(self, outcome: Outcome, nodes: tuple[int, ...]) -> bool:
+        """Start the trial's next attempt on those nodes; False where another sweep was quicker."""
+        trial = outcome.trial
+        config, changed = dict(trial.config), ""
+        if outcome.reliefs:
+            relieved = self._engine.relieve(config, outcome.reliefs)
+            if relieved is not None:
+                config, changed = relieved
+        folder = self._folder.new_attempt(trial.id)
+        job = self._engine.job(config, AttemptPaths(folder.path, self._folder.checkpoints(trial.id)))
+        params, tags = self._facts(outcome)
+        folder.write_spec(trial, job, tags)
+        # Before the start: an attempt that the ledger does not know would be nobody's if we died in between.
+        data = {"folder": str(folder.path), **({"changed": changed} if changed else {})}
+        self._ledger.append("attempt_started", trial=trial.id, attempt=folder.number, data=data)
+        attempt = self._cluster.start(job, folder.path, nodes)
+        if attempt is None:
+            ended = {"state": "waiting", "reason": "not-started"}
+            self._ledger.append("attempt_ended", trial=trial.id, attempt=folder.number, data=ended)
+            folder.write_status("stopped", reason="not-started", detail="another sweep took the ranks first")
+            return False
+        self.waiting.remove(trial.id)
         if self._signals:
             attempt.stop()  # the signal came while it was started
+        self.follow(outcome, job, attempt, folder, nodes, time.time())
         folder.write_status("starting")
-        self._tracker.trial_started(
-            trial.id,
-            trial.label,
-            params,
-            {**tags, "attempt": str(folder.number)},
-            [folder.path / name for name in ("spec.json", *job.files) if (folder.path / name).exists()],
-        )
+        self._tell_started(outcome, job, folder, params, tags)
         self._display.event(
             "trial_started",
             trial=trial.id,
@@ -202,18 +341,82 @@ class Controller:
             attempt=folder.number,
             total=job.total_steps,
             folder=str(folder.path),
+            **({"changed": changed} if changed else {}),
+        )
+        return True
+
+    def follow(
+        self, outcome: Outcome, job: Job, attempt: Attempt, folder: AttemptFolder, nodes: tuple[int, ...], since: float
+    ) -> _Running:
+        """Take an attempt into what is followed, stopped and recorded from here on, whatever happens."""
+        health = Health(self._settings.stop)
+        outcome.attempts = max(outcome.attempts, folder.number)
+        outcome.state, outcome.folder = "starting", folder.path
+        r = _Running(
+            outcome, job, attempt, folder, Tail(folder.path / job.metrics), folder.number, since, nodes, health
+        )
+        self.running.append(r)
+        for earlier in self._folder.attempts(outcome.trial.id):
+            if int(earlier.name.rpartition("-")[2]) < folder.number:
+                for line in Tail(earlier / job.metrics).read():
+                    if p := self._engine.progress(line, dict(outcome.trial.config)):
+                        outcome.curve.add(p)
+                        health.see(p)
+        return r
+
+    def reattach(self, outcome: Outcome, folder: AttemptFolder, since: float, recorded: int) -> bool:
+        """Follow an attempt that a controller started which is gone; False if it was never started."""
+        attempt = self._cluster.attach(folder.path)
+        if attempt is None:
+            return False
+        config = dict(outcome.trial.config)
+        job = self._engine.job(config, AttemptPaths(folder.path, self._folder.checkpoints(outcome.trial.id)))
+        r = self.follow(outcome, job, attempt, folder, self._nodes(job.gang), since)
+        r.recorded = recorded
+        params, tags = self._facts(outcome)
+        self._tell_started(outcome, job, folder, params, tags)
+        self._display.event(
+            "attempt_reattached",
+            trial=outcome.trial.id,
+            label=outcome.trial.label,
+            attempt=folder.number,
+            total=job.total_steps,
+            folder=str(folder.path),
+        )
+        return True
+
+    def _nodes(self, gang: Gang) -> tuple[int, ...]:
+        # TODO(clusters of several nodes): an attempt says where it runs
+        return tuple(range(gang.nodes))
+
+    def _tell_started(
+        self, outcome: Outcome, job: Job, folder: AttemptFolder, params: Mapping[str, Any], tags: Mapping[str, Any]
+    ) -> None:
+        self._tracker.trial_started(
+            outcome.trial.id,
+            outcome.trial.label,
+            params,
+            {**tags, "attempt": str(folder.number)},
+            [folder.path / name for name in ("spec.json", *job.files) if (folder.path / name).exists()],
         )
 
     def _follow(self) -> None:
-        for r in list(self._running):
+        for r in list(self.running):
             ended = r.attempt.poll()  # before the last read, so that no line is missed
             for line in r.tail.read():
-                progress = self._engine.progress(line, dict(r.outcome.trial.config))
-                if progress:
+                if progress := self._engine.progress(line, dict(r.outcome.trial.config)):
                     self._progress(r, progress)
             if ended:
-                self._running.remove(r)
+                self.running.remove(r)
                 self._end(r, ended)
+            elif not r.intent and not self._signals:
+                self._look_for_stall(r)
+
+    def _look_for_stall(self, r: _Running) -> None:
+        why = self._stalls.stalled(started=r.since, progressed=r.progressed, steps_s=r.steps_s, now=time.monotonic())
+        if why:
+            r.intent, r.stalled = "stalled", why
+            r.attempt.stop(dump=True)
 
     def _progress(self, r: _Running, p: Progress) -> None:
         outcome = r.outcome
@@ -221,16 +424,26 @@ class Controller:
             outcome.state = "running"
             r.folder.write_status("running")
         outcome.curve.add(p)
+        r.progressed = time.monotonic()
         if p.step_s:
             r.steps_s = [*r.steps_s[-19:], p.step_s]
+        if p.tokens_per_s is not None:
+            outcome.speeds = [*outcome.speeds[1 - SPEEDS :], p.tokens_per_s]
         self._tracker.metrics(outcome.trial.id, p.step, p.metrics, time.time())
-        if p.score is not None or p.step % MILESTONE == 0:
+        if (p.score is not None or p.step % MILESTONE == 0) and p.step > r.recorded:
+            r.recorded = p.step
             self._ledger.append(
                 "progress",
                 trial=outcome.trial.id,
                 attempt=r.number,
                 data={"step": p.step, "score": p.score, "reward": p.reward},
             )
+            if p.score is not None and outcome.trial.kind == "search":
+                arm = self.arms[outcome.trial.arm]
+                self._judge(arm.scored(outcome.trial.candidate, outcome.trial.id, p.step, p.score))
+        stop = r.health.see(p)
+        if stop is not None and not r.intent and not self._signals:
+            self._end_early(r, stop)
         left = r.job.total_steps - p.step
         self._display.event(
             "progress",
@@ -244,30 +457,136 @@ class Controller:
             eta_s=left * statistics.median(r.steps_s) if r.steps_s else None,
         )
 
+    # --- verdicts ---
+
+    def _judge(self, verdicts: Mapping[str, Verdict]) -> None:
+        for candidate, verdict in verdicts.items():
+            self._apply(candidate, verdict)
+
+    def _apply(self, candidate_id: str, verdict: Verdict) -> None:
+        """Carry out what a scheduler decided about a candidate: the same for all its trials."""
+        if verdict.action == "go":
+            return
+        for outcome in self._of(candidate_id):
+            r = next((r for r in self.running if r.outcome is outcome), None)
+            if outcome.done or (r is not None and r.intent):
+                continue
+            step = outcome.curve.step
+            if verdict.action == "stop":
+                stop = Stop("worse", verdict.why, verdict.evidence, step)
+                if r is not None:
+                    self._end_early(r, stop)
+                else:
+                    self._retire(outcome, stop)
+            elif verdict.action == "pause":
+                if r is not None:
+                    r.intent, r.reason = "paused", Stop("worse", verdict.why, verdict.evidence, step)
+                    r.attempt.stop()
+                elif outcome.trial.id in self.waiting:
+                    self.waiting.remove(outcome.trial.id)
+                    outcome.state = "paused"
+            elif verdict.fork is not None:
+                if r is not None:
+                    r.intent, r.fork = "fork", verdict.fork
+                    r.attempt.stop()
+                else:
+                    self._fork(outcome, verdict.fork)
+
+    def _end_early(self, r: _Running, stop: Stop) -> None:
+        r.intent, r.reason = "pruned", stop
+        r.attempt.stop()
+
+    def _of(self, candidate_id: str) -> list[Outcome]:
+        for arm in self.arms.values():
+            if candidate_id in arm.candidates:
+                return [self.outcomes[t] for t in arm.candidates[candidate_id].trials if t in self.outcomes]
+        return []
+
+    def _retire(self, outcome: Outcome, stop: Stop) -> None:
+        """End a trial that does not run."""
+        if outcome.trial.id in self.waiting:
+            self.waiting.remove(outcome.trial.id)
+        outcome.state, outcome.stop = "pruned", stop
+        data = {"state": "pruned", "reason": stop.reason, "stop": asdict(stop)}
+        self._ledger.append("trial_retired", trial=outcome.trial.id, data=data)
+        self._say_ended(outcome, None, 0)
+        self._settle(outcome)
+
+    def _paused(self, arm: ArmSearch) -> list[str]:
+        paused = [c for c in arm.candidates if any(o.state == "paused" for o in self._of(c))]
+        busy = {r.outcome.trial.candidate for r in self.running} | {
+            self.outcomes[t].trial.candidate for t in self.waiting
+        }
+        return [c for c in paused if c not in busy]
+
+    def _resume_paused(self) -> bool:
+        """Queue the paused candidates that a scheduler lets go on; whether there were any."""
+        for arm in self.arms.values():
+            chosen = arm.resumable(self._paused(arm))
+            again = [o.trial.id for c in chosen for o in self._of(c) if o.state == "paused"]
+            for candidate in chosen:
+                arm.goes_on(candidate)
+            for trial in again:
+                self.outcomes[trial].state = "waiting"
+            self.waiting += again
+        return bool(self.waiting)
+
+    def _retire_paused(self) -> None:
+        """Nothing runs and nothing is to come: what is still paused would wait for ever."""
+        for outcome in self.outcomes.values():
+            if outcome.state == "paused":
+                why = "nothing else was left to run and the scheduler did not let it go on"
+                self._retire(outcome, Stop("worse", why, {}, outcome.curve.step))
+
+    def _fork(self, outcome: Outcome, fork: Fork) -> None:
+        """Go on from the donor's checkpoint with other values."""
+        donor = next((o for o in self._of(fork.donor) if o.trial.seed == outcome.trial.seed and o is not outcome), None)
+        saved: Saved | None = None
+        if donor is not None:
+            saved = self._engine.checkpoint(self._folder.checkpoints(donor.trial.id), fork.step)
+        if donor is None or saved is None:
+            message = f"{outcome.trial.id} keeps its own weights: {fork.donor} has no whole checkpoint to go on from"
+            self._display.event("warning", message=message)
+        else:
+            self._engine.adopt(saved, self._folder.checkpoints(outcome.trial.id))
+        arm = self.arms[outcome.trial.arm]
+        candidate = arm.candidates[outcome.trial.candidate]
+        before = dict(candidate.params)
+        arm.forked(candidate.id, fork.params)
+        step = saved.step if saved else outcome.curve.step
+        data = {"donor": donor.trial.id if donor else None, "step": step, "params": dict(fork.params)}
+        self._ledger.append("trial_forked", trial=outcome.trial.id, data=data)
+        outcome.trial = self._size(candidate, outcome.trial.seed, outcome.trial.id, "search")
+        outcome.forked = True
+        changed = {k: v for k, v in fork.params.items() if before.get(k) != v}
+        self._display.event(
+            "trial_forked", trial=outcome.trial.id, donor=donor.trial.id if donor else None, step=step, changed=changed
+        )
+        outcome.state = "waiting"
+        if outcome.trial.id not in self.waiting:
+            self.waiting.insert(0, outcome.trial.id)
+
+    # --- ends ---
+
     def _end(self, r: _Running, ended: Exit) -> None:
-        outcome, curve = r.outcome, r.outcome.curve
-        outcome.elapsed_s = time.time() - r.started
-        # A trainer that ends well before its last step has not done what was asked.
-        complete = (
-            ended.reason == "exit" and ended.code == 0 and curve.step is not None and curve.step >= r.job.total_steps
-        )
-        outcome.state = (
-            "finished"
-            if complete
-            else "stopped"
-            if self._signals or ended.reason in ("stopped", "controller-gone")
-            else "failed"
-        )
-        if outcome.state == "failed":
-            outcome.root_cause = tuple(self._explain(r, ended))
-        summary = curve.summary(self._mode)
+        outcome = r.outcome
+        seconds = max(0.0, (ended.ended or time.time()) - r.started)
+        hours = seconds * r.job.gang.gpus / 3600
+        outcome.elapsed_s += seconds
+        outcome.gpu_hours += hours
+        failure = self._conclude(r, ended)
+        summary = outcome.curve.summary(self._settings.mode)
+        said = "stopped" if outcome.state in ("waiting", "paused") else outcome.state
+        stop = outcome.stop or (r.reason if outcome.state == "paused" else None)
         r.folder.write_status(
-            outcome.state,
+            said,
             exit_code=ended.code,
             reason=ended.reason,
             detail=ended.detail,
             root_cause=outcome.root_cause,
-            elapsed_s=round(outcome.elapsed_s, 3),
+            **({"failure": failure.kind} if failure else {}),
+            **({"stop": asdict(stop)} if stop else {}),
+            elapsed_s=round(seconds, 3),
             total_steps=r.job.total_steps,
             **summary,
         )
@@ -275,51 +594,157 @@ class Controller:
             "attempt_ended",
             trial=outcome.trial.id,
             attempt=r.number,
-            data={"state": outcome.state, "exit_code": ended.code, "reason": ended.reason, **summary},
+            data={
+                "state": outcome.state,
+                "exit_code": ended.code,
+                "reason": ended.reason,
+                **({"failure": {"kind": failure.kind, "signature": failure.signature}} if failure else {}),
+                **({"stop": asdict(stop)} if stop else {}),
+                "gpu_hours": hours,
+                "tokens_per_s": outcome.tokens_per_s,
+                **summary,
+            },
         )
         self._tracker.trial_ended(
             outcome.trial.id,
-            outcome.state,
+            said,
             {k: v for k, v in summary.items() if v is not None},
             [p for n in ("status.json", r.job.metrics, "log.txt") if (p := r.folder.path / n).exists()],
         )
-        self._display.event(
-            "trial_ended",
-            trial=outcome.trial.id,
-            state=outcome.state,
-            step=curve.step or 0,
-            total=r.job.total_steps,
-            score=curve.final_score,
-            elapsed_s=outcome.elapsed_s,
-            exit_code=ended.code,
-            reason=ended.reason,
-            root_cause=list(outcome.root_cause),
-            folder=str(r.folder.path),
-        )
+        self._say_ended(outcome, ended, r.job.total_steps)
+        if outcome.state == "waiting":
+            if r.intent == "fork" and r.fork is not None:
+                self._fork(outcome, r.fork)
+            else:
+                self.waiting.insert(0, outcome.trial.id)
+        elif outcome.done:
+            self._settle(outcome)
 
-    def _explain(self, r: _Running, ended: Exit) -> list[str]:
-        lines = [ended.detail] if ended.detail else []
+    def _conclude(self, r: _Running, ended: Exit) -> Failure | None:
+        """Say what an attempt's end means for its trial; the failure, where it is one."""
+        outcome, step = r.outcome, r.outcome.curve.step
+        # A trainer that ends well before its last step has not done what was asked.
+        complete = ended.reason == "exit" and ended.code == 0 and step is not None and step >= r.job.total_steps
+        outcome.root_cause, outcome.failure = (), ""
+        if complete:
+            outcome.state = "finished"
+        elif r.intent == "pruned":
+            outcome.state, outcome.stop = "pruned", r.reason
+        elif r.intent in ("paused", "fork"):
+            outcome.state = "paused" if r.intent == "paused" else "waiting"
+        elif ended.reason == "stopped" and r.intent != "stalled":
+            outcome.state = "stopped"
+        else:
+            return self._failed(r, ended)
+        return None
+
+    def _failed(self, r: _Running, ended: Exit) -> Failure:
+        outcome = r.outcome
+        failure = self._explain(r, ended)
+        outcome.root_cause, outcome.failure = failure.lines, failure.kind
+        if failure.kind == "nan":  # a result like others: the worst
+            outcome.state = "pruned"
+            outcome.stop = Stop("nan", failure.lines[0] if failure.lines else "", {}, outcome.curve.step)
+            return failure
+        config = dict(outcome.trial.config)
+        decision = self.policy.failed(
+            outcome.trial.id,
+            failure,
+            step=outcome.curve.step,
+            relieve=lambda times: self._engine.relieve(config, times),
+        )
+        outcome.state = "failed" if not decision.retry else "stopped" if self._quiet else "waiting"
+        if decision.retry:
+            outcome.reliefs += int(decision.config is not None)
+            self._display.event(
+                "trial_retried",
+                trial=outcome.trial.id,
+                failure=failure.kind,
+                why=decision.why,
+                change=decision.change,
+                root_cause=list(failure.lines[:1]),
+            )
+        if decision.end_sweep and not self.given_up:
+            self.given_up = decision.end_sweep
+            self._display.event("warning", message=f"nothing more is started: {decision.end_sweep}")
+            for other in self.running:
+                other.attempt.stop()
+        return failure
+
+    def _explain(self, r: _Running, ended: Exit) -> Failure:
         log = r.folder.path / "log.txt"
-        if log.exists():
-            lines += self._engine.root_cause(log.read_text(errors="replace")[-2_000_000:])
+        text = log.read_text(errors="replace")[-2_000_000:] if log.exists() else ""
+        step = r.outcome.curve.step
+        at = "without a single step" if step is None else f"at step {step} of {r.job.total_steps}"
+        if r.intent == "stalled":
+            hung = self._engine.hung_at(text)
+            return Failure("stalled", f"stalled {hung[0] if hung else ''}".strip(), (f"{r.stalled}, {at}", *hung))
+        failure = self._engine.failure(text, ended.reason, ended.code, ended.detail)
         if ended.code == 0:
-            step = r.outcome.curve.step
-            at = "without a single step" if step is None else f"at step {step} of {r.job.total_steps}"
-            return [f"the trainer ended {at} (its log: {log})", *lines]
-        return lines or [f"the trainer ended with code {ended.code} and said nothing (its log: {log})"]
+            said = f"the trainer ended {at} (its log: {log})"
+            return Failure(failure.kind, failure.signature, (said, *failure.lines))
+        if not failure.lines:
+            what = f"the trainer ended with code {ended.code} and said nothing (its log: {log})"
+            return Failure(failure.kind, failure.signature, (what,))
+        return failure
+
+    def _settle(self, outcome: Outcome) -> None:
+        """A trial will not run any more: its arm hears of it."""
+        trial = outcome.trial
+        if trial.kind == "search":
+            arm = self.arms[trial.arm]
+            arm.candidates[trial.candidate].hours += outcome.gpu_hours
+            verdicts = arm.trial_ended(trial.candidate, trial.id, outcome.state)
+            outcome.slim()
+            self._judge(verdicts)
+        else:
+            outcome.slim()
+
+    def _say_ended(self, outcome: Outcome, ended: Exit | None, total: int) -> None:
+        kind = {"paused": "trial_paused", "waiting": ""}.get(outcome.state, "trial_ended")
+        if kind:
+            self._display.event(
+                kind,
+                trial=outcome.trial.id,
+                state=outcome.state,
+                step=outcome.curve.step or 0,
+                total=total,
+                score=outcome.curve.final_score,
+                elapsed_s=outcome.elapsed_s,
+                exit_code=ended.code if ended else None,
+                reason=outcome.stop.reason if outcome.stop else ended.reason if ended else "",
+                detail=outcome.stop.detail if outcome.stop else "",
+                root_cause=list(outcome.root_cause),
+                folder=str(outcome.folder) if outcome.folder else None,
+            )
 
     def _end_all(self) -> None:
         """After an error of ours: leave nothing running, keep what can be kept."""
-        for r in self._running:
+        self._signals += 1
+        for r in self.running:
             r.attempt.kill()
-        for r in self._running:
+        for r in list(self.running):
             while (ended := r.attempt.poll()) is None:
                 time.sleep(POLL_S)
             try:
                 self._end(r, ended)
             except (SweeperError, OSError):
                 continue  # the records may be what failed; the first error is the one that is shown
-        self._running.clear()
+        self.running.clear()
+
+
+def planned(trial: Trial, fingerprint: str) -> dict[str, Any]:
+    """What the ledger says of a planned trial."""
+    return {
+        "label": trial.label,
+        "varied": dict(trial.point.varied),
+        "fingerprint": fingerprint,
+        "arm": trial.arm,
+        "candidate": trial.candidate,
+        "seed": trial.seed,
+        "params": dict(trial.params),
+        "kind": trial.kind,
+    }
 
 
 class _Signals(AbstractContextManager[None]):

@@ -10,11 +10,19 @@ waited for, so after a power cut the last events may be missing, never torn. The
 state, which is safe: attempt folders are never reused. FULL would cost an fsync an event for that.
 
 Kinds of event and what their data holds:
-    sweep_started    overrides, trials (how many), mode (`max`, `min`: which score is best)
-    trial_planned    label, varied, fingerprint
-    attempt_started  folder
+    sweep_started    overrides, mode (`max`, `min`: which score is best), planned (candidates, or null), arms, search:
+                     what a resumed sweep must agree with (sweeper/search/request.py)
+    sweep_extended   overrides, planned: from now on, instead of those that it was started with
+    trial_planned    label, varied, fingerprint, arm, candidate, seed, params, kind, number, refused
+    trial_reused     sweep, trial, folder, and the summary and scores of the finished trial that stands for this one
+    trial_forked     donor (a trial), step, params: the next attempt goes on from that checkpoint with these values
+    trial_retired    state, reason: it will not run again, although no attempt of it ended just now
+    attempt_started  folder, changed (placement that differs from the plan's, in words)
     progress         step, score, reward: milestones only (validations, every so many steps); metrics.jsonl has all
-    attempt_ended    state (finished, failed, stopped), exit_code, reason, step, best_score, final_score
+    attempt_ended    state, exit_code, reason, step, best_score, final_score, failure (kind, signature), stop (reason,
+                     detail, evidence), gpu_hours, tokens_per_s. The state is the trial's from then on: finished,
+                     pruned (ended early, with a typed stop), failed, stopped (by the user), paused, or waiting (it is
+                     tried again)
     sweep_ended      state
 """
 
@@ -28,7 +36,7 @@ import socket
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +45,18 @@ from sweeper.trial.records import RecordsError, cannot_write, to_json
 
 APPLICATION_ID = 0x5357454C
 """`SWEL`: in the file's header, so that another program's database is known from ours."""
-SCHEMA = 1
+SCHEMA = 2
 """`PRAGMA user_version`; a newer one is refused."""
 
-KINDS = frozenset({"sweep_started", "trial_planned", "attempt_started", "progress", "attempt_ended", "sweep_ended"})
+KINDS = frozenset(
+    {
+        "sweep_started", "sweep_extended", "trial_planned", "trial_reused", "trial_forked", "trial_retired",
+        "attempt_started", "progress", "attempt_ended", "sweep_ended",
+    }
+)  # fmt: skip
+
+DONE = frozenset({"finished", "pruned"})
+"""States of a trial that has done what was wanted of it."""
 
 _TABLES = f"""
 BEGIN IMMEDIATE;
@@ -85,7 +101,8 @@ class TrialState:
 
     id: str
     state: str = "waiting"
-    """`waiting`, `running`, `finished`, `failed`, `stopped`; `interrupted`: its controller died."""
+    """`waiting`, `running`, `paused`, `finished`, `pruned`, `failed`, `stopped`; `interrupted`: it ran, or runs on,
+    under a controller that has died."""
     attempts: int = 0
     last_step: int | None = None
     best_score: float | None = None
@@ -95,10 +112,21 @@ class TrialState:
     label: str = ""
     elapsed_s: float = 0.0
     """Seconds of all its attempts that have ended."""
+    gpu_hours: float = 0.0
+    """Likewise; ranks where there is no GPU."""
     reason: str = ""
-    """How its last attempt ended, as the cluster said it."""
+    """Why its last attempt ended: the stop's or the failure's reason, else what the cluster said."""
     folder: str = ""
     """Of its latest attempt."""
+    arm: str = "0"
+    candidate: str = ""
+    seed: int | None = None
+    kind: str = "search"
+    params: Mapping[str, Any] = field(default_factory=dict)
+    reused: str = ""
+    """`{sweep}/{trial}` of the trial that stands for it."""
+    forked: bool = False
+    """Whether it went on from another trial's checkpoint, so that its fingerprint does not tell what it is."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -247,6 +275,19 @@ def fold(events: Iterable[Event]) -> dict[str, TrialState]:
         match event.kind:
             case "trial_planned":
                 state.label, state.fingerprint = str(data.get("label", "")), str(data.get("fingerprint", ""))
+                state.arm, state.kind = str(data.get("arm", "0")), str(data.get("kind", "search"))
+                state.candidate = str(data.get("candidate") or event.trial)
+                state.seed, state.params = data.get("seed"), data.get("params") or {}
+                if state.state == "finished" and data.get("again"):
+                    state.state = "waiting"  # extended: it goes on from its last checkpoint
+            case "trial_reused":
+                state.state, state.reused = "finished", f"{data.get('sweep')}/{data.get('trial')}"
+                state.folder = str(data.get("folder", ""))
+                _take(state, data, lowest)
+            case "trial_forked":
+                state.forked, state.params = True, data.get("params") or {}
+            case "trial_retired":
+                state.state, state.reason = str(data.get("state", "pruned")), str(data.get("reason", ""))
             case "attempt_started":
                 state.state, state.folder = "running", str(data.get("folder", ""))
                 state.attempts += 1
@@ -254,9 +295,19 @@ def fold(events: Iterable[Event]) -> dict[str, TrialState]:
             case "progress" | "attempt_ended":
                 _take(state, data, lowest)
                 if event.kind == "attempt_ended":
-                    state.state, state.reason = str(data.get("state", "failed")), str(data.get("reason", ""))
+                    state.state = str(data.get("state", "failed"))
+                    state.reason = _why(data)
                     state.elapsed_s += max(0.0, event.time - started.pop(event.trial, event.time))
+                    state.gpu_hours += float(data.get("gpu_hours") or 0.0)
     return trials
+
+
+def _why(data: Mapping[str, Any]) -> str:
+    for inside, key in (("stop", "reason"), ("failure", "kind")):
+        found = data.get(inside)
+        if found:
+            return str(found.get(key, ""))
+    return str(data.get("reason", ""))
 
 
 def _take(state: TrialState, data: Mapping[str, Any], lowest: bool) -> None:

@@ -1,0 +1,60 @@
+"""How one trial of a sweep stands: what the controller keeps of it, and a report reads.
+
+Guarantees: plain data; of a trial that is done only what varies is kept, not its config, so that thousands fit in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+
+from sweeper.search.base import Stop
+from sweeper.search.history import Curve
+from sweeper.trial.spec import Trial
+
+SPEEDS = 50
+"""Of so many latest steps the median speed is taken."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """One trial (report.rows.Ended)."""
+
+    trial: Trial
+    fingerprint: str = ""
+    state: str = "waiting"
+    """`waiting`, `starting`, `running`, `paused`, `finished`, `pruned`, `failed`, `stopped`."""
+    curve: Curve = field(default_factory=Curve)
+    elapsed_s: float = 0.0
+    """Of all its attempts that have ended."""
+    gpu_hours: float = 0.0
+    """Ranks held times hours, likewise."""
+    attempts: int = 0
+    speeds: list[float] = field(default_factory=list)
+    root_cause: tuple[str, ...] = ()
+    failure: str = ""
+    stop: Stop | None = None
+    folder: Path | None = None
+    run_id: str | None = None
+    reused: str = ""
+    """`sweep/trial` of a finished trial that stands for it."""
+    forked: bool = False
+    reliefs: int = 0
+    """How often it ran out of memory and was given less to hold."""
+    settled: bool = False
+    """Whether it ended in an earlier process."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it will not run any more."""
+        return self.state in ("finished", "pruned", "failed")
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Median over its latest steps, over all ranks."""
+        return median(self.speeds) if self.speeds else None
+
+    def slim(self) -> None:
+        """Forget its config."""
+        self.trial = replace(self.trial, config={})

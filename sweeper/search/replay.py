@@ -1,0 +1,172 @@
+"""Gives a controller its memory back from the ledger, and takes up again what still runs.
+
+Guarantees: a trial that is done is not run again; one that runs is followed again, not started twice; one whose attempt
+died is waiting, for its last checkpoint; samplers, schedulers and the counts of failures are in the state that the
+recorded events lead to; metrics of trials that are done are not read again, so that thousands take seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sweeper.engines.base import Failure, Progress
+from sweeper.search.base import Ask, Stop, Verdict
+from sweeper.search.controller import Controller
+from sweeper.search.outcome import Outcome
+from sweeper.trial.ledger import DONE, Event, Ledger, TrialState, fold
+from sweeper.trial.records import AttemptFolder, SweepFolder
+from sweeper.trial.spec import Point, Trial
+
+
+def take_up(
+    controller: Controller, ledger: Ledger, folder: SweepFolder, sized: Mapping[str, Trial] | None = None
+) -> None:
+    """Bring the controller to where the ledger's events end. Before its `run`.
+
+    `sized`: trials that are composed already, by id.
+
+    Raises:
+        SweeperError: The records cannot be read or written.
+    """
+    events = list(ledger.events())
+    states = fold(events)
+    replay = _Replay(controller, states)
+    replay.feed(events)
+    for arm in controller.arms.values():
+        arm.recall()
+    replay.resume(ledger, folder, sized or {})
+
+
+class _Replay:
+    def __init__(self, controller: Controller, states: Mapping[str, TrialState]) -> None:
+        self._c, self._states = controller, states
+        self._since: dict[str, float] = {}
+        """When the latest attempt of a trial was started; Unix time."""
+
+    def feed(self, events: Sequence[Event]) -> None:
+        """What the arms, the outcomes and the counts learn from the events."""
+        for event in events:
+            if event.trial is None:
+                continue
+            if event.kind == "trial_planned":
+                self._planned(event.trial, event.data)
+                continue
+            outcome = self._c.outcomes.get(event.trial)
+            if outcome is None:
+                continue
+            match event.kind:
+                case "trial_reused":
+                    outcome.reused = f"{event.data.get('sweep')}/{event.data.get('trial')}"
+                    for step, score in (event.data.get("scores") or {}).items():
+                        self._score(outcome, int(step), float(score))
+                    self._ended(outcome, event.data)
+                case "progress":
+                    self._progress(outcome, event.data)
+                case "trial_forked":
+                    outcome.forked = True
+                    arm = self._c.arms[outcome.trial.arm]
+                    arm.forked(outcome.trial.candidate, event.data.get("params") or {})
+                    self._c.verdicts.pop(outcome.trial.candidate, None)
+                case "attempt_started":
+                    outcome.attempts = event.attempt or 0
+                    self._since[event.trial] = event.time
+                    if outcome.trial.kind == "search":
+                        self._c.arms[outcome.trial.arm].goes_on(outcome.trial.candidate)
+                case "attempt_ended" | "trial_retired":
+                    self._attempt_ended(outcome, event.data)
+
+    def _planned(self, trial: str, data: Mapping[str, Any]) -> None:
+        candidate = str(data.get("candidate") or trial)
+        arm_id, kind = str(data.get("arm", "0")), str(data.get("kind", "search"))
+        made = Trial(
+            trial,
+            Point((), dict(data.get("varied") or {})),
+            {},
+            arm=arm_id,
+            candidate=candidate,
+            seed=data.get("seed"),
+            params=dict(data.get("params") or {}),
+            kind=kind,
+        )
+        if trial in self._c.outcomes:  # planned again with more steps
+            self._c.outcomes[trial].fingerprint = str(data.get("fingerprint", ""))
+            return
+        self._c.outcomes[trial] = Outcome(made, str(data.get("fingerprint", "")))
+        arm = self._c.arms[arm_id]
+        if kind == "search" and candidate not in arm.candidates:
+            refused = tuple(dict(r) for r in data.get("refused") or ())
+            arm.remember(Ask(int(data.get("number") or 0), made.params, refused), candidate)
+
+    def _score(self, outcome: Outcome, step: int, score: float) -> None:
+        outcome.curve.add(Progress(step, {}, score=score))
+        if outcome.trial.kind == "search":
+            arm = self._c.arms[outcome.trial.arm]
+            self._decided(arm.scored(outcome.trial.candidate, outcome.trial.id, step, score))
+
+    def _progress(self, outcome: Outcome, data: Mapping[str, Any]) -> None:
+        step, score, reward = int(data["step"]), data.get("score"), data.get("reward")
+        outcome.curve.add(Progress(step, {}, reward=None if reward is None else float(reward)))
+        if score is not None:
+            self._score(outcome, step, float(score))
+
+    def _decided(self, verdicts: Mapping[str, Verdict]) -> None:
+        """What was decided is carried out later, unless the events that follow say that it was."""
+        self._c.verdicts.update(verdicts)
+
+    def _attempt_ended(self, outcome: Outcome, data: Mapping[str, Any]) -> None:
+        outcome.gpu_hours += float(data.get("gpu_hours") or 0.0)
+        if speed := data.get("tokens_per_s"):
+            outcome.speeds = [float(speed)]
+        failure = data.get("failure")
+        if failure and self._states[outcome.trial.id].state != "failed":  # those are tried afresh
+            outcome.failure = str(failure.get("kind", ""))
+            told = Failure(outcome.failure, str(failure.get("signature", "")), ())
+            decision = self._c.policy.failed(
+                outcome.trial.id, told, step=outcome.curve.step, relieve=lambda _times: ({}, "")
+            )
+            outcome.reliefs += int(decision.config is not None)
+        self._ended(outcome, data)
+
+    def _ended(self, outcome: Outcome, data: Mapping[str, Any]) -> None:
+        state = str(data.get("state", "finished"))
+        if state in ("paused", *DONE):
+            self._c.verdicts.pop(outcome.trial.candidate, None)
+        if stop := data.get("stop"):
+            outcome.stop = Stop(stop["reason"], stop["detail"], stop.get("evidence") or {}, stop.get("step"))
+        if state in DONE and self._states[outcome.trial.id].state in DONE and outcome.trial.kind == "search":
+            arm = self._c.arms[outcome.trial.arm]
+            arm.candidates[outcome.trial.candidate].hours += outcome.gpu_hours
+            self._decided(arm.trial_ended(outcome.trial.candidate, outcome.trial.id, state, tell=False))
+
+    def resume(self, ledger: Ledger, folder: SweepFolder, sized: Mapping[str, Trial]) -> None:
+        """Settle what is done, follow what runs, and queue the rest."""
+        for trial_id, outcome in self._c.outcomes.items():
+            state = self._states[trial_id]
+            outcome.elapsed_s = state.elapsed_s
+            outcome.folder = Path(state.folder) if state.folder else None
+            if state.state in DONE:
+                outcome.state, outcome.settled = state.state, True
+                continue
+            composed = None if outcome.forked else sized.get(trial_id)
+            outcome.trial = composed or self._c.sized(outcome)
+            if state.state == "running" and self._follow(ledger, folder, outcome, state):
+                continue
+            if state.state == "paused":
+                outcome.state = "paused"
+                continue
+            outcome.state, outcome.stop = "waiting", None
+            self._c.waiting.append(trial_id)
+
+    def _follow(self, ledger: Ledger, folder: SweepFolder, outcome: Outcome, state: TrialState) -> bool:
+        path = Path(state.folder)
+        number = int(path.name.rpartition("-")[2])
+        attempt = AttemptFolder(path, number, folder.name, None)
+        recorded = -1 if state.last_step is None else state.last_step
+        if self._c.reattach(outcome, attempt, self._since[state.id], recorded):
+            return True
+        attempt.write_status("stopped", reason="not-started")
+        ended = {"state": "waiting", "reason": "not-started"}
+        ledger.append("attempt_ended", trial=state.id, attempt=number, data=ended)
+        return False

@@ -1,0 +1,120 @@
+"""What a sweep was asked for, as its ledger keeps it, and whether a request to go on with it is the same.
+
+Guarantees: a sweep goes on only with the arms, the space and the identity that it was started with; what differs is
+said key by key; settings that only say how long or how many (budgets, thresholds, concurrency) are free to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sweeper.errors import Problem, RequestError
+from sweeper.plan.plan import Plan
+from sweeper.trial.identity import canonical
+
+SHOWN = 12
+"""Differences that are printed before the rest is counted."""
+MOST_ARMS = 200
+"""Arms whose identity is kept. Of more arms (a cross product typed by hand) the trials' fingerprints tell."""
+_NONE = "(not there)"
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """The request, for the ledger's first event."""
+    first: Mapping[str, Any] = plan.arms[0].identity() if plan.arms else {}
+    arms = []
+    for arm in plan.arms[:MOST_ARMS]:
+        identity = first if arm is plan.arms[0] else arm.identity()
+        arms.append(
+            {
+                "id": arm.id,
+                "label": arm.label,
+                "dims": {dim.name: _dim(dim) for dim in arm.dims},
+                # Of the second arm on only what differs: an arm has hundreds of leaves.
+                "identity": {k: v for k, v in identity.items() if arm is plan.arms[0] or first.get(k, _NONE) != v},
+                "absent": sorted(k for k in first if k not in identity),
+            }
+        )
+    settings = plan.search
+    return {
+        "arms": arms,
+        "search": {
+            "sampler": settings.sampler,
+            "options": dict(settings.options),
+            "scheduler": settings.scheduler,
+            "scheduler_options": dict(settings.scheduler_options),
+            "seeds": list(settings.seeds),
+            "final_seeds": list(settings.final_seeds),
+            "objectives": list(settings.objectives),
+            "metric": settings.metric,
+            "mode": settings.mode,
+            "constraints": list(settings.constraints),
+        },
+    }
+
+
+def _dim(dim: Any) -> str:
+    if dim.values is not None:
+        return f"choice({', '.join(str(v) for v in dim.values)})"
+    kind = "int " if dim.integer else ""
+    return f"{kind}interval({dim.low}, {dim.high}){', log' if dim.log else ''}"
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two requests, a line each: `arm 1 (algorithm=ppo): critic.optim.lr: 0.001 -> 0.01`."""
+    found = []
+    then, here = dict(before.get("search") or {}), dict(now.get("search") or {})
+    found += [
+        f"search.{k}: {then.get(k)} -> {here.get(k)}" for k in sorted({*then, *here}) if then.get(k) != here.get(k)
+    ]
+    old, new = list(before.get("arms") or ()), list(now.get("arms") or ())
+    if len(old) != len(new):
+        found.append(f"arms: {_labels(old)} -> {_labels(new)}")
+        return found
+    shared = {}
+    for a, b in zip(old, new, strict=True):
+        of = f"arm {b['id']} ({b['label']}): "
+        if a["label"] != b["label"]:
+            found.append(f"arm {b['id']}: {a['label']} -> {b['label']}")
+        for key in sorted({*a["dims"], *b["dims"]}):
+            if a["dims"].get(key) != b["dims"].get(key):
+                found.append(f"{of}{key}: {a['dims'].get(key, 'not searched')} -> {b['dims'].get(key, 'not searched')}")
+        left, right = {**old[0]["identity"], **a["identity"]}, {**new[0]["identity"], **b["identity"]}
+        for absent, leaves in ((a["absent"], left), (b["absent"], right)):
+            for key in absent:
+                leaves.pop(key, None)
+        for key in sorted({*left, *right}):
+            one, other = left.get(key, _NONE), right.get(key, _NONE)
+            if canonical(one) != canonical(other):
+                line = f"{key}: {one} -> {other}"
+                if line not in shared:  # said once, with the first arm that has it
+                    shared[line] = of
+    found += [f"{of if len(new) > 1 else ''}{line}" for line, of in shared.items()]
+    return found
+
+
+def _labels(arms: list[Any]) -> str:
+    return ", ".join(str(a["label"]) for a in arms[:6]) + (f" and {len(arms) - 6} more" if len(arms) > 6 else "")
+
+
+def agree(before: Mapping[str, Any], now: Mapping[str, Any], name: str, *, free: tuple[str, ...] = ()) -> None:
+    """Refuse to go on with another request than the one that was started.
+
+    `free`: keys that may differ (`trainer.total_training_steps`, where a sweep is extended).
+
+    Raises:
+        RequestError: it differs; with the differences, old value -> new value.
+    """
+    found = [d for d in differences(before, now) if not any(f"{key}: " in d for key in free)]
+    if not found:
+        return
+    more = f"\n           and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    lines = "\n           ".join(found[:SHOWN])
+    raise RequestError(
+        Problem(
+            f"this is not the request that {name} was started with (then -> now):\n           {lines}{more}",
+            valid="the overrides, conf/ and code that it was started with",
+            fix=f"sweeper resume {name} --fork NEW-NAME   (a new sweep, which reuses what is finished and the same)",
+        )
+    )
