@@ -115,10 +115,9 @@ def rank(scores: Iterable[tuple[K, float | None]], mode: str = "max") -> list[tu
         scores: what is ranked, each with its score; None where it has none.
         mode: `max` or `min`.
     """
-    sign = -1.0 if mode == "max" else 1.0
-    keyed = [(_last(sign * score), key) for key, score in scores if score is not None]
+    keyed = [(order(score, mode), key) for key, score in scores if score is not None]
     places: list[tuple[int, K]] = []
-    before: float | None = None
+    before: tuple[int, float] | None = None
     for index, (value, key) in enumerate(sorted(keyed, key=lambda item: item[0])):
         places.append((places[-1][0] if value == before else index + 1, key))
         before = value
@@ -132,11 +131,6 @@ def order(score: float | None, mode: str = "max") -> tuple[int, float]:
     if math.isnan(score):
         return (1, 0.0)
     return (0, -score if mode == "max" else score)
-
-
-def _last(value: float) -> float:
-    """NaN compares with nothing; as the worst there is it does."""
-    return math.inf if math.isnan(value) else value
 
 
 @lru_cache(maxsize=4096)
