@@ -8,18 +8,43 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping
 from typing import Any, Protocol, TextIO
 
 from sweeper.errors import Problem
 from sweeper.trial.records import to_json
 
 
+_ENDED = (
+    "trial", "state", "step", "total", "score", "elapsed_s", "exit_code", "reason", "detail", "root_cause", "folder",
+)  # fmt: skip
+
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "sweep_started": ("name", "folder", "trials", "planned", "mode", "overrides"),
+    "preparing": ("message",),
+    "note": ("message",),
+    "warning": ("message",),
+    "points_refused": ("arm", "points", "why"),
+    "sweep_waiting": ("message",),
+    "trial_planned": ("trial", "label", "arm", "candidate", "seed", "params", "kind"),
+    "trial_reused": ("trial", "score", "source"),
+    "trial_started": ("trial", "label", "attempt", "total", "folder", "changed"),
+    "attempt_reattached": ("trial", "label", "attempt", "total", "folder"),
+    "progress": ("trial", "step", "total", "reward", "score", "tokens_per_s", "elapsed_s", "eta_s"),
+    "trial_retried": ("trial", "failure", "why", "change", "root_cause"),
+    "trial_forked": ("trial", "donor", "step", "changed"),
+    "trial_paused": _ENDED,
+    "trial_ended": _ENDED,
+    "sweep_ended": ("state", "trials", "arms", "comparisons", "placement", "front"),
+}  # fmt: skip
+"""Every kind of event of a running sweep and its fields; docs/events.md says what they mean."""
+
+
 class Display(Protocol):
     """Shows the events of one sweep."""
 
     def event(self, kind: str, **data: Any) -> None:
-        """One event. Kinds and their fields are listed in docs/events.md."""
+        """One event of `KINDS`."""
         ...
 
     def close(self) -> None:
@@ -55,7 +80,12 @@ class PlainDisplay:
         """Print the event, unless it is a progress event that says little new."""
         if kind == "sweep_started":
             self._labels = dict(data["trials"])
+        elif "label" in data:
+            self._labels[str(data["trial"])] = str(data["label"])
         line = self._line(kind, data)
+        if kind == "trial_ended":  # thousands may follow
+            self._labels.pop(str(data["trial"]), None)
+            self._said.pop(str(data["trial"]), None)
         if line:
             self._out.write(f"{time.strftime('%H:%M:%S')} {line}\n")
             self._out.flush()
@@ -65,20 +95,36 @@ class PlainDisplay:
         name = f"{trial} {self._labels.get(trial, '')}".strip()
         match kind:
             case "sweep_started":
-                return f"sweep {data['name']}: {count(data['trials'])}, records in {data['folder']}"
+                return f"sweep {data['name']}: {planned(data)}, records in {data['folder']}"
             case "preparing" | "note" | "warning":
-                return f"{kind if kind != 'note' else 'note'}: {data['message']}"
+                return f"{kind}: {data['message']}"
+            case "sweep_waiting":
+                return f"waiting: {data['message']}"
+            case "points_refused":
+                return f"{data['points']} points refused: {data['why']}"
             case "trial_started":
                 again = f", attempt {data['attempt']}" if data["attempt"] > 1 else ""
-                return f"{name}: started{again}"
+                changed = f", {data['changed']}" if data.get("changed") else ""
+                return f"{name}: started{again}{changed}"
+            case "attempt_reattached":
+                return f"{name}: still running, followed again (attempt {data['attempt']})"
             case "trial_reused":
-                return f"{name}: finished earlier, score {_num(data.get('score'))}"
+                source = f" as {data['source']}" if data.get("source") else ""
+                return f"{name}: finished earlier{source}, score {_num(data.get('score'))}"
             case "progress":
                 return self._progress(name, trial, data)
+            case "trial_retried":
+                change = f", with {data['change']}" if data.get("change") else ""
+                cause = "".join(f"\n         {line}" for line in data.get("root_cause", ())[:1])
+                return f"{name}: {data['failure']}, once more{change} ({data['why']}){cause}"
+            case "trial_forked":
+                return f"{name}: {forked(data)}"
+            case "trial_paused":
+                return f"{name}: paused at step {data['step']}{because(data)}"
             case "trial_ended":
                 lines = [
-                    f"{name}: {data['state']} after {duration(data['elapsed_s'])}, "
-                    f"score {_num(data.get('score'))}, step {data['step']} of {data['total']}"
+                    f"{name}: {data['state']} after {duration(data['elapsed_s'])}, score {_num(data.get('score'))}, "
+                    f"step {data['step']} of {data['total']}{because(data) if data['state'] == 'pruned' else ''}"
                 ]
                 lines += [f"         {line}" for line in data.get("root_cause", ())]
                 return "\n".join(lines)
@@ -114,9 +160,28 @@ def choose(output: str, out: TextIO | None = None) -> Display:
     return PlainDisplay(stream)
 
 
-def count(trials: Sized) -> str:
+def count(trials: int) -> str:
     """`1 trial`, `2 trials`."""
-    return f"{len(trials)} trial{'s' * (len(trials) != 1)}"
+    return f"{trials} trial{'s' * (trials != 1)}"
+
+
+def planned(data: Mapping[str, Any]) -> str:
+    """How many trials a sweep that starts will have, in words."""
+    known = data.get("planned")
+    return count(len(data["trials"]) if known is None else known)
+
+
+def because(data: Mapping[str, Any]) -> str:
+    """Why a trial was paused or pruned, to be appended: ` (worse: ...)`; empty when nothing is said."""
+    said = ": ".join(str(data[key]) for key in ("reason", "detail") if data.get(key))
+    return f" ({said})" if said else ""
+
+
+def forked(data: Mapping[str, Any]) -> str:
+    """What a fork does: `goes on from 003 at step 20 with lr=0.0001`."""
+    values = " ".join(f"{k}={_num(v) if isinstance(v, float) else v}" for k, v in dict(data["changed"]).items())
+    place = f"goes on from {data['donor']} at step {data['step']}" if data.get("donor") else "goes on"
+    return f"{place} with {values or 'the same values'}"
 
 
 def duration(seconds: float) -> str:

@@ -1,11 +1,15 @@
-"""The live table of a running sweep: one row a trial, redrawn four times a second while the trainings run.
+"""The live table of a running sweep, redrawn four times a second while the trainings run.
 
-Guarantees: the terminal is left as it was found, also after an error; a warning is printed above the table and stays.
+Guarantees: a row a trial while that fits a screen; with more, what runs and the best few, and of the rest how many are
+in which state; the terminal is left as it was found, also after an error; a warning is printed above the table and
+stays.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -15,18 +19,23 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sweeper.report.events import count, duration
+from sweeper.report.events import because, count, duration, forked, planned
+from sweeper.search.stats import order
 
 STYLES = {
     "finished": "green",
     "failed": "bold red",
+    "pruned": "magenta",
     "stopped": "yellow",
+    "paused": "yellow",
     "running": "cyan",
     "starting": "blue",
     "waiting": "dim",
 }
 FULL_ROWS = 24
-"""Beyond this many trials, finished and waiting rows are folded into one line each, so that the table fits a screen."""
+"""Up to so many trials each has a row; of more, at most so many that run."""
+BEST_ROWS = 5
+"""Finished trials that have a row among many."""
 
 
 @dataclass(slots=True)
@@ -51,42 +60,71 @@ class LiveDisplay:
     def __init__(self, out: TextIO) -> None:
         self._console = Console(file=out, highlight=False)
         self._rows: dict[str, _Row] = {}
+        self._planned, self._mode = 0, "max"
         self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=4, transient=True)
         self._on = False
 
     def event(self, kind: str, **data: Any) -> None:
         """Update the rows; messages go above the table."""
-        row = self._rows.get(str(data.get("trial", "")))
+        trial = str(data.get("trial", ""))
+        if "label" in data:
+            self._rows.setdefault(trial, _Row(str(data["label"])))
+        row = self._rows.get(trial)
         match kind:
             case "sweep_started":
                 self._rows = {t: _Row(label) for t, label in dict(data["trials"]).items()}
-                self._console.print(f"sweep [bold]{data['name']}[/]: {count(self._rows)}, records in {data['folder']}")
+                self._planned, self._mode = data.get("planned") or 0, data.get("mode", "max")
+                self._console.print(f"sweep [bold]{data['name']}[/]: {planned(data)}, records in {data['folder']}")
                 self._live.start()
                 self._on = True
-            case "preparing":
-                self._console.print(Text(data["message"], style="dim"))
-            case "note" | "warning":
-                self._console.print(
-                    Text(data["message"], style="yellow" if kind == "warning" else "dim"), soft_wrap=True
-                )
-            case "trial_started" if row:
-                row.state, row.started, row.total = "starting", time.time(), data["total"]
-            case "trial_reused" if row:
-                row.state, row.score = "finished", data.get("score")
+            case "preparing" | "note":
+                self._say(str(data["message"]))
+            case "warning":
+                self._say(str(data["message"]), "yellow")
+            case "sweep_waiting":
+                self._say(f"waiting: {data['message']}", "yellow")
+            case "points_refused":
+                self._say(f"{data['points']} points refused: {data['why']}")
             case "progress" if row:
-                row.state, row.step, row.total = "running", data["step"], data["total"]
-                for key in ("reward", "score", "tokens_per_s"):
-                    if data.get(key) is not None:
-                        setattr(row, key, data[key])
-                if row.first is None:
-                    row.first = data.get("score")
-                row.eta, row.eta_at = data.get("eta_s"), time.time()
-            case "trial_ended" if row:
-                row.state, row.elapsed, row.eta = data["state"], data["elapsed_s"], None
-                for line in data.get("root_cause", ()):
-                    self._console.print(Text(f"{data['trial']}: {line}", style="red"), soft_wrap=True)
+                self._progress(row, data)
             case "sweep_ended":
                 self.close()
+            case _ if row:
+                self._trial(kind, trial, row, data)
+
+    def _trial(self, kind: str, trial: str, row: _Row, data: Mapping[str, Any]) -> None:
+        match kind:
+            case "trial_started" | "attempt_reattached":
+                row.state, row.started, row.total, row.elapsed = "starting", time.time(), data["total"], None
+            case "trial_reused":
+                row.state, row.score = "finished", data.get("score")
+            case "trial_retried":
+                row.state, row.eta = "waiting", None
+                change = f", with {data['change']}" if data.get("change") else ""
+                self._say(f"{trial}: {data['failure']}, once more{change} ({data['why']})", "yellow")
+            case "trial_forked":
+                row.state, row.eta = "waiting", None
+                self._say(f"{trial}: {forked(data)}")
+            case "trial_paused":
+                row.state, row.elapsed, row.eta = "paused", data["elapsed_s"], None
+            case "trial_ended":
+                row.state, row.elapsed, row.eta = data["state"], data["elapsed_s"], None
+                if row.state == "pruned" and data.get("reason") != "worse":
+                    self._say(f"{trial}: pruned{because(data)}", "yellow")
+                for line in data.get("root_cause", ()):
+                    self._say(f"{trial}: {line}", "red")
+
+    def _progress(self, row: _Row, data: Mapping[str, Any]) -> None:
+        row.state, row.step, row.total = "running", data["step"], data["total"]
+        for key in ("reward", "score", "tokens_per_s"):
+            if data.get(key) is not None:
+                setattr(row, key, data[key])
+        if row.first is None:
+            row.first = data.get("score")
+        row.eta, row.eta_at = data.get("eta_s"), time.time()
+
+    def _say(self, message: str, style: str = "dim") -> None:
+        self._console.print(Text(message, style=style), soft_wrap=True)
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="dim", expand=False)
@@ -96,15 +134,21 @@ class LiveDisplay:
         table.add_column("", width=12)
         for head in ("reward", "score", "tokens/s", "elapsed", "left"):
             table.add_column(head, justify="right", no_wrap=True)
-        rows = list(self._rows.items())
-        active = {t for t, r in rows if r.state in ("starting", "running", "failed")}
-        folded = len(rows) > FULL_ROWS
-        for trial, row in rows:
-            if not folded or trial in active:
+        rows = dict(self._rows)
+        total = max(self._planned, len(rows))
+        if total <= FULL_ROWS:
+            for trial, row in rows.items():
                 self._add(table, trial, row)
-        if folded:
-            done = sum(r.state == "finished" for _, r in rows)
-            table.add_row(Text(f"{done} finished, {len(rows) - done - len(active)} waiting or stopped", style="dim"))
+            return table
+        active = [t for t, r in rows.items() if r.state in ("starting", "running")]
+        finished = [t for t, r in rows.items() if r.state == "finished" and r.score is not None]
+        best = sorted(finished, key=lambda t: order(rows[t].score, self._mode))[:BEST_ROWS]
+        for trial in (*active[:FULL_ROWS], *best):
+            self._add(table, trial, rows[trial])
+        states = Counter(r.state for r in rows.values())
+        states["waiting"] += total - len(rows)
+        table.caption = Text(f"{count(total)}: {', '.join(f'{n} {s}' for s, n in states.items() if n)}", style="dim")
+        table.caption_justify = "left"
         return table
 
     def _add(self, table: Table, trial: str, row: _Row) -> None:

@@ -203,7 +203,7 @@ def label_of(outcome: Ended) -> str:
 
 def reason_of(outcome: Ended) -> str:
     """Why a trial ended early or failed, in one typed word; empty where it did neither."""
-    if outcome.stop:
+    if outcome.state == "pruned" and outcome.stop:
         return outcome.stop.reason
     return outcome.failure if outcome.state == "failed" else ""
 

@@ -193,7 +193,7 @@ def _ended_early(console: Console, trials: Sequence[Ended]) -> None:
             by_number = sorted(why, key=lambda r: -len(why[r]))
             counts = ", ".join(f"{len(why[r])} {r}{named[r]}" for r in by_number)
             console.print(f"{state}: {counts}", markup=False, style="dim", soft_wrap=True)
-    unhealthy = [(t.trial.id, t.stop) for t in trials if t.stop and t.stop.reason != "worse"]
+    unhealthy = [(t.trial.id, t.stop) for t in trials if t.state == "pruned" and t.stop and t.stop.reason != "worse"]
     for trial, stop in unhealthy[:MAX_DETAILS]:
         console.print(f"  {trial} {stop.reason}: {stop.detail}", markup=False, style="dim", soft_wrap=True)
     if len(unhealthy) > MAX_DETAILS:
