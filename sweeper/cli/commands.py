@@ -23,18 +23,65 @@ def plan(args: argparse.Namespace) -> int:
 
 
 def resume(args: argparse.Namespace) -> int:
-    """`sweeper resume`: the request of that sweep again, under its name."""
+    """`sweeper resume`: the request of that sweep again, under its name; with --fork, under a new one."""
+    typed = _request_of(args)
+    if args.fork:
+        return _request([*_without(typed, args.overrides), *args.overrides, f"name={args.fork}"], args.json)
+    changed = [*_without(typed, args.overrides), *args.overrides]
+    return _request([*changed, f"name={args.name}"], args.json, resume=True)
+
+
+def extend(args: argparse.Namespace) -> int:
+    """`sweeper extend`: more candidates, or more steps from the checkpoints."""
+    from sweeper import engines
+
+    more = [f"search.trials={args.trials}"] if args.trials is not None else []
+    if args.steps is not None:
+        more.append(f"{engines.get(_engine_of(args)).steps_key}={args.steps}")
+    if not more:
+        raise RequestError(
+            Problem(
+                "nothing to extend by", valid="--trials N, --steps N", fix=f"sweeper extend {args.name} --trials 40"
+            )
+        )
+    typed = _request_of(args)
+    return _request([*_without(typed, more), *more, f"name={args.name}"], args.json, resume=True)
+
+
+def stop(args: argparse.Namespace) -> int:
+    """`sweeper stop`: end what runs of a sweep, whether its controller lives or not; it can be resumed."""
+    from sweeper.search.stopping import end
+
+    print(end(Path(args.store).absolute(), args.name))
+    return 0
+
+
+def _request_of(args: argparse.Namespace) -> list[str]:
+    """What the sweep is asked for by now: as it was started, or as it was last extended."""
+    from sweeper.trial.ledger import Ledger
     from sweeper.trial.records import SweepFolder
 
     folder = SweepFolder.existing(Path(args.store).absolute(), args.name)
-    typed = [o for o in folder.overrides() if o.split("=")[0] not in ("name", "store", "output")]
-    return _request([*typed, f"name={args.name}", f"store={args.store}"], args.json, resume=True)
+    asked = [e.data for e in Ledger.history(folder.path / "ledger.db") if e.kind == "sweep_extended"]
+    typed = [str(o) for o in asked[-1]["overrides"]] if asked else folder.overrides()
+    return [*(o for o in typed if o.split("=")[0] not in ("name", "store", "output")), f"store={args.store}"]
+
+
+def _engine_of(args: argparse.Namespace) -> str:
+    chosen = [o.partition("=")[2] for o in _request_of(args) if o.startswith("engine=")]
+    return "verl" if not chosen or chosen[-1].startswith("verl") else chosen[-1]
+
+
+def _without(typed: list[str], replaced: list[str]) -> list[str]:
+    """What was typed, but for the keys that are typed anew."""
+    keys = {o.split("=")[0].lstrip("+~") for o in replaced}
+    return [o for o in typed if o.split("=")[0].lstrip("+~") not in keys]
 
 
 def status(args: argparse.Namespace) -> int:
     """`sweeper status`: a table from the ledgers."""
     from sweeper.report.events import duration
-    from sweeper.trial.ledger import Ledger
+    from sweeper.trial.ledger import Ledger, holder
     from sweeper.trial.records import to_json
 
     store = Path(args.store).absolute()
@@ -60,14 +107,17 @@ def status(args: argparse.Namespace) -> int:
         counts: dict[str, int] = {}
         for s in trials.values():
             counts[s.state] = counts.get(s.state, 0) + 1
-        hint = f"; sweeper resume {name} goes on with it" if {"interrupted", "stopped", "failed"} & set(counts) else ""
+        left = {"interrupted", "stopped", "failed", "waiting", "paused"} & set(counts)
+        hint = f"; sweeper resume {name} goes on with it" if left and not holder(store / name / "ledger.db") else ""
         print(f"{name}: {', '.join(f'{n} {state}' for state, n in counts.items())}{hint}")
         if args.name:
             for trial, s in trials.items():
                 score = "-" if s.final_score is None else f"{s.final_score:.3f}"
                 step = "-" if s.last_step is None else s.last_step
                 took = duration(s.elapsed_s) if s.elapsed_s else ""
-                print(f"  {trial}  {s.state:9} score {score}  step {step}  {took}  {s.label}".rstrip())
+                why = f"  ({s.reason})" if s.state in ("pruned", "failed") and s.reason else ""
+                why = f"  (reused: {s.reused})" if s.reused else why
+                print(f"  {trial}  {s.state:9} score {score}  step {step}  {took}  {s.label}{why}".rstrip())
     return 0
 
 

@@ -49,9 +49,25 @@ def _parser() -> argparse.ArgumentParser:
         p.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as after `python sweep.py -m`")
         p.add_argument("--json", action="store_true", help="for machines: JSON lines")
 
-    p = sub.add_parser("resume", help="go on with a sweep that was stopped or has failed trials")
+    text = "go on with a sweep that was stopped, whose controller died, or that has failed trials"
+    p = sub.add_parser("resume", help=text, description=text + "; attempts that still run are taken up again")
     p.add_argument("name", help="the sweep's name, as shown by `sweeper status`")
+    p.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="what may differ: max_concurrent=..., stop.*=...")
+    p.add_argument("--fork", metavar="NEW", help="a new sweep of that name, which may differ in anything")
     p.add_argument("--json", action="store_true", help="for machines: JSON lines")
+    p.add_argument("--store", default="runs", help="where the records are (default: runs)")
+
+    text = "give a sweep more trials, or its finished trials more steps from their checkpoints"
+    p = sub.add_parser("extend", help=text, description=text)
+    p.add_argument("name", help="the sweep's name")
+    p.add_argument("--trials", type=int, help="candidates an arm, in all")
+    p.add_argument("--steps", type=int, help="training steps a trial, in all")
+    p.add_argument("--json", action="store_true", help="for machines: JSON lines")
+    p.add_argument("--store", default="runs", help="where the records are (default: runs)")
+
+    text = "end what runs of a sweep, also where its controller has died; `sweeper resume` goes on with it"
+    p = sub.add_parser("stop", help=text, description=text)
+    p.add_argument("name", help="the sweep's name")
     p.add_argument("--store", default="runs", help="where the records are (default: runs)")
 
     p = sub.add_parser("status", help="the sweeps of a store, or the trials of one sweep")

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeper.engines.base import Shape
 from sweeper.errors import Problem, RequestError
 
 if TYPE_CHECKING:
-    from sweeper.clusters.base import Cluster
+    from sweeper.clusters.base import Attempt, Cluster
 
 KINDS = ("local", "shape")
 
@@ -53,3 +54,10 @@ def get(found: Shape) -> Cluster:
             )
         )
     return LocalCluster(found)
+
+
+def attach(folder: Path) -> Attempt | None:
+    """The attempt of that folder, wherever it runs, without a cluster to start others on; see `Cluster.attach`."""
+    from sweeper.clusters.local import LocalAttempt
+
+    return LocalAttempt.of(folder)

@@ -144,6 +144,37 @@ class LocalAttempt:
         if self.den is not None and self._ended is None:
             janitor.ask(self.den, what)
 
+    @classmethod
+    def of(cls, folder: Path) -> LocalAttempt | None:
+        """The attempt of that folder, whose controller is gone. None: nothing was ever started there.
+
+        Raises:
+            SweeperError: It was started on another host, or its `attempt.json` cannot be read, so that nobody can tell
+                from here whether it runs.
+        """
+        folder = folder.resolve()
+        path = folder / STARTED
+        try:
+            started = json.loads(path.read_text())
+            host, den, ranks = str(started["host"]), Path(started["temp_dir"]), len(started["ranks"])
+        except FileNotFoundError:
+            failed = cls(folder)
+            return failed if (folder / RECORD).exists() and failed.poll() else None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SweeperError(
+                f"{path} cannot be read ({error}): whether the attempt still runs is not known"
+            ) from error
+        attempt = cls(folder, den=den, ranks=ranks)
+        if host != socket.gethostname() and not (folder / RECORD).exists():
+            raise RequestError(
+                Problem(
+                    f"the attempt in {folder} was started on {host}, and this is {socket.gethostname()}",
+                    fix=f"resume on {host}; or, if that machine is gone, remove {path}",
+                    key="cluster",
+                )
+            )
+        return attempt
+
 
 def record(ended: Exit, folder: Path) -> None:
     """Write the exit record of an attempt whose guard could not, if it can be written."""
@@ -264,33 +295,8 @@ class LocalCluster:
         }
 
     def attach(self, folder: Path) -> Attempt | None:
-        """The attempt of that folder, whose controller is gone. None: nothing was ever started there.
-
-        Raises:
-            SweeperError: It was started on another host, or its `attempt.json` cannot be read, so that nobody can tell
-                from here whether it runs.
-        """
-        folder = folder.resolve()
-        path = folder / STARTED
-        try:
-            started = json.loads(path.read_text())
-            host, den, ranks = str(started["host"]), Path(started["temp_dir"]), len(started["ranks"])
-        except FileNotFoundError:
-            failed = LocalAttempt(folder)
-            return failed if (folder / RECORD).exists() and failed.poll() else None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise SweeperError(
-                f"{path} cannot be read ({error}): whether the attempt still runs is not known"
-            ) from error
-        attempt = LocalAttempt(folder, den=den, ranks=ranks)
-        if host != socket.gethostname() and not (folder / RECORD).exists():
-            raise RequestError(
-                Problem(
-                    f"the attempt in {folder} was started on {host}, and this is {socket.gethostname()}",
-                    fix=f"resume on {host}; or, if that machine is gone, remove {path}",
-                    key="cluster",
-                )
-            )
-        if attempt.poll() is None:
+        """The attempt of that folder; see `LocalAttempt.of`."""
+        attempt = LocalAttempt.of(folder)
+        if attempt is not None and attempt.poll() is None:
             self._running.append(attempt)
         return attempt

@@ -1,8 +1,8 @@
-"""One arm's search: proposes its candidates, gathers their scores over the seeds, asks the scheduler, tells the sampler.
+"""One arm's search: proposes its candidates, gathers their scores over the seeds, judges, tells.
 
-Guarantees: never more candidates than the budget; a candidate is told to the sampler exactly once in a process, when its
-last trial has ended; what it decides follows from the order of the calls alone, so that replaying the ledger's events
-gives a killed search its state back. No process is started and nothing is written here.
+Guarantees: never more candidates than the budget; a candidate is told to the sampler exactly once in a process, when
+its last trial has ended; what it decides follows from the order of the calls alone, so that replaying the ledger's
+events gives a killed search its state back. No process is started and nothing is written here.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from __future__ import annotations
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -386,7 +386,6 @@ class Controller:
         return True
 
     def _nodes(self, gang: Gang) -> tuple[int, ...]:
-        # TODO(clusters of several nodes): an attempt says where it runs
         return tuple(range(gang.nodes))
 
     def _tell_started(
@@ -632,7 +631,7 @@ class Controller:
             outcome.state, outcome.stop = "pruned", r.reason
         elif r.intent in ("paused", "fork"):
             outcome.state = "paused" if r.intent == "paused" else "waiting"
-        elif ended.reason == "stopped" and r.intent != "stalled":
+        elif ended.reason == "stopped" and r.intent != "stalled" and self._quiet:
             outcome.state = "stopped"
         else:
             return self._failed(r, ended)
@@ -679,6 +678,8 @@ class Controller:
         if r.intent == "stalled":
             hung = self._engine.hung_at(text)
             return Failure("stalled", f"stalled {hung[0] if hung else ''}".strip(), (f"{r.stalled}, {at}", *hung))
+        if ended.reason == "stopped":  # by nobody of us
+            return Failure("preempted", "preempted", (f"it was ended from outside {at}",))
         failure = self._engine.failure(text, ended.reason, ended.code, ended.detail)
         if ended.code == 0:
             said = f"the trainer ended {at} (its log: {log})"

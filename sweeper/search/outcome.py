@@ -1,6 +1,7 @@
 """How one trial of a sweep stands: what the controller keeps of it, and a report reads.
 
-Guarantees: plain data; of a trial that is done only what varies is kept, not its config, so that thousands fit in memory.
+Guarantees: plain data; of a trial that is done only what varies is kept, not its config, so that thousands fit in
+memory.
 """
 
 from __future__ import annotations
