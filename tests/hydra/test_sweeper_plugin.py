@@ -178,8 +178,6 @@ def test_comma_lists_mean_what_they_mean_to_hydras_sweeper(request_: list[str]) 
         (theirs,) = BasicSweeper.split_arguments(parsed, None)
         both = [list(p.overrides) for p in points(request_)], theirs
         read = [[[(o.get_key_element(), o.value()) for o in map(parse, job)] for job in jobs] for jobs in both]
-            [[(o.get_key_element(), o.value()) for o in map(parse, job)] for job in jobs] for jobs in (ours, theirs)
-        ]
     assert read[0] == read[1]
 
 
