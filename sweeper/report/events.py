@@ -14,7 +14,6 @@ from typing import Any, Protocol, TextIO
 from sweeper.errors import Problem
 from sweeper.trial.records import to_json
 
-
 _ENDED = (
     "trial", "state", "step", "total", "score", "elapsed_s", "exit_code", "reason", "detail", "root_cause", "folder",
 )  # fmt: skip
