@@ -134,7 +134,7 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=50, help="of the peers")
     parser.add_argument("--ours", type=int, default=200, help="trials of ours")
     parser.add_argument("--joblib", default="", help="folder with hydra-joblib-launcher and joblib")
-    parser.add_argument("--only", default="", help="systems whose name has this in it")
+    parser.add_argument("--only", default="", help="systems whose name has one of these in it: Tune,Hydra")
     parser.add_argument("--run", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
@@ -142,7 +142,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         measured: dict[str, tuple[float, float]] = {}
         for system in systems(arguments, Path(folder)):
-            if arguments.only not in system.name:
+            if not any(part in system.name for part in arguments.only.split(",")):
                 continue
             one, many = system.run(1), system.run(system.trials)
             each = (many - one) / (system.trials - 1) * 1000
