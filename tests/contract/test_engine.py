@@ -11,7 +11,7 @@ import pytest
 from sweeper import engines
 from sweeper.config import hydra_app
 from sweeper.config.compose import compose_points
-from sweeper.config.space import points
+from sweeper.config.space import read
 from sweeper.engines.base import AttemptPaths, Config, Engine, Shape
 
 CPU = Shape(name="local", device="cpu", nodes=1, gpus_per_node=2)
@@ -24,7 +24,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 def bound(engine: Engine, *overrides: str) -> Config:
     with hydra_app.initialized():
-        (composed,) = compose_points(points([f"engine={engine.name}", *overrides]))
+        (composed,) = compose_points(read([f"engine={engine.name}", *overrides]).arms)
     assert engine.bind(composed.config, composed.explicit, CPU) == []
     return composed.config
 

@@ -13,8 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from sweeper import environments, models
-from sweeper.engines.base import AttemptPaths, Config, Gang, Job, Progress, Shape, Workload
-from sweeper.engines.verl import job, kinds, metrics, names, root_cause, rules, schedule
+from sweeper.engines.base import AttemptPaths, Config, Failure, Gang, Job, Progress, Saved, Shape, Workload
+from sweeper.engines.verl import (
+    candidates,
+    checkpoints,
+    emitted,
+    failures,
+    job,
+    kinds,
+    metrics,
+    names,
+    reliefs,
+    rules,
+    schedule,
+    stacks,
+    unused,
+)
 from sweeper.engines.verl.cpu import overlay
 from sweeper.errors import Problem
 
@@ -32,6 +46,8 @@ class VerlEngine:
         if shape.device == "cpu":
             _lay_cpu(config, typed)
         problems = names.bind(config, typed)  # after the overlay, whose defaults give way to a typed `tp`
+        if names.TP in typed and config.get("tp") is None:
+            config["tp"] = typed[names.TP]  # so that it is known to be the user's choice
         problems += _bind_clip(config, typed)
         _bind_cluster(config, typed, shape)
         _bind_paths(config)
@@ -62,9 +78,45 @@ class VerlEngine:
         """A line of verl's file logger."""
         return metrics.progress(line, config)
 
-    def root_cause(self, log: str) -> list[str]:
-        """Why it failed, without Ray's wrapping."""
-        return root_cause.find(log)
+    def failure(self, log: str, reason: str, code: int | None, detail: str) -> Failure:
+        """Kind, signature and the lines that say why, without Ray's wrapping."""
+        return failures.classify(log, reason, code, detail)
+
+    def hung_at(self, log: str) -> list[str]:
+        """Where verl's processes were when their stacks were written."""
+        return stacks.hung_at(log)
+
+    def relieve(self, config: Config, times: int) -> tuple[Config, str] | None:
+        """Smaller micro-batches, then recomputing, then offloading, then less memory for the rollout."""
+        return reliefs.relieve(config, times)
+
+    def emits(self, config: Config) -> list[str]:
+        """Metrics that verl's file logger will write."""
+        return emitted.names(config)
+
+    def validates(self, config: Config) -> list[int]:
+        """Steps after which verl validates."""
+        return schedule.validates(config)
+
+    def saves(self, config: Config) -> list[int]:
+        """Steps after which verl saves."""
+        return schedule.saves(config)
+
+    def idle(self, config: Config, key: str) -> str:
+        """Why verl does not read that key in this config."""
+        return unused.why(config, key)
+
+    def checkpoint(self, folder: Path) -> Saved | None:
+        """The newest `global_step_<n>` that verl can load."""
+        return checkpoints.newest(folder)
+
+    def adopt(self, saved: Saved, folder: Path) -> None:
+        """Another trial's `global_step_<n>` as this one's newest."""
+        checkpoints.adopt(saved, folder)
+
+    def placements(self, config: Config, shape: Shape) -> list[dict[str, Any]]:
+        """Sizes of the rollout's tensor parallelism that the model and the nodes allow."""
+        return candidates.placements(config, shape)
 
 
 def _lay_cpu(config: Config, typed: Mapping[str, Any]) -> None:

@@ -18,12 +18,14 @@ from omegaconf import OmegaConf
 
 from sweeper.config import tree
 from sweeper.engines.base import AttemptPaths, Config, Gang, Job
-from sweeper.engines.verl import preload, schedule
+from sweeper.engines.verl import checkpoints, preload, resume, schedule
 from sweeper.engines.verl.base_config import load
 from sweeper.engines.verl.cpu import environment as cpu_environment
 from sweeper.trial.identity import OURS
 
 CONFIG, METRICS, SCRIPT = "trainer.yaml", "metrics.jsonl", "command.sh"
+PLUGINS, RESUME = "plugins", "sweeper_resume"
+"""A folder in the attempt's, on the trainer's search path, and the module in it that verl loads (see resume.py)."""
 
 MODEL_ENGINE = {"megatron": "megatron", "veomni": "veomni", "torchtitan": "torchtitan"}
 """`actor.strategy` -> verl's `model_engine`; every other strategy is of `dp`."""
@@ -70,7 +72,11 @@ def make(config: Config, paths: AttemptPaths) -> Job:
         argv=argv,
         env=env,
         inherit=inherit,
-        files={CONFIG: to_yaml(trainer), SCRIPT: script(config, trainer, env, inherit, needed)},
+        files={
+            CONFIG: to_yaml(trainer),
+            SCRIPT: script(config, trainer, env, inherit, needed, paths.folder),
+            f"{PLUGINS}/{RESUME}.py": resume_module(),
+        },
         gang=needed,
         python=python,
         metrics=METRICS,
@@ -99,7 +105,7 @@ def interpreter(config: Config) -> str:
 
 
 def trainer_config(config: Config, paths: AttemptPaths) -> Config:
-    """verl's own keys alone, with the four that tie a run to its records (docs/configuration.md)."""
+    """verl's own keys alone, with those that tie a run to its records (docs/configuration.md)."""
     made: Config = {key: value for key, value in config.items() if key not in OURS}
     ray = config["ray_kwargs"]
     init = {k: v for k, v in ray["ray_init"].items() if k not in _OF_RAYS_OWN_START}
@@ -108,7 +114,7 @@ def trainer_config(config: Config, paths: AttemptPaths) -> Config:
         **config["trainer"],
         "default_local_dir": str(paths.checkpoints),
         "experiment_name": _experiment(paths.folder),
-        "resume_mode": _resume_mode(config, paths),
+        **_resumes(config, paths),
     }
     return made
 
@@ -119,12 +125,23 @@ def _experiment(folder: Path) -> str:
     return "-".join(parts[i] for i in (-4, -2) if len(parts) >= -i)
 
 
-def _resume_mode(config: Config, paths: AttemptPaths) -> str:
-    """`auto`, so that an attempt goes on where an earlier one of its trial was; a start from somebody else's
-    checkpoint is kept until the trial has one of its own."""
-    typed = config["trainer"]["resume_mode"]
-    own = (paths.checkpoints / "latest_checkpointed_iteration.txt").exists()
-    return "resume_path" if typed == "resume_path" and not own else "auto"
+def _resumes(config: Config, paths: AttemptPaths) -> dict[str, Any]:
+    """Where the attempt goes on: at the trial's newest whole checkpoint; else where the user said; else at the start.
+
+    The path is spelled out, since verl's `auto` follows its own note of the last step, which a full disk or a power
+    cut may leave empty or pointing at a torn checkpoint.
+    """
+    if own := checkpoints.newest(paths.checkpoints):
+        return {"resume_mode": "resume_path", "resume_from_path": str(own.path)}
+    if config["trainer"]["resume_mode"] == "resume_path":
+        return {}
+    return {"resume_mode": "disable" if checkpoints.torn(paths.checkpoints) else "auto"}
+
+
+@lru_cache
+def resume_module() -> str:
+    """The text of what verl loads so that a resumed run trains at its config's rates."""
+    return Path(resume.__file__).read_text(encoding="utf-8") + "\n\ninstall()\n"
 
 
 def environment(config: Config, paths: AttemptPaths) -> dict[str, str]:
@@ -141,9 +158,14 @@ def environment(config: Config, paths: AttemptPaths) -> dict[str, str]:
         env |= cpu_environment()
     if Path(str(config["actor_rollout_ref"]["model"]["path"])).is_absolute() and not _reads_hub(config):
         env["HF_HUB_OFFLINE"] = "1"  # transformers asks the hub even for a folder; without a network it waits
-    if on_cpu and (root := _checkout(interpreter(config))):
-        env["PYTHONPATH"] = root
-    return env | {str(k): str(v) for k, v in (config["engine"].get("env") or {}).items()}
+    root = _checkout(interpreter(config)) if on_cpu else None
+    asked = {str(k): str(v) for k, v in (config["engine"].get("env") or {}).items() if v is not None}
+    # Both are lists: what the user has in them is loaded beside ours.
+    ours = [str(paths.folder / PLUGINS), *([root] if root else [])]
+    asked["PYTHONPATH"] = ":".join([*ours, *filter(None, [asked.get("PYTHONPATH")])])
+    modules = [env.get("VERL_USE_EXTERNAL_MODULES"), RESUME, asked.get("VERL_USE_EXTERNAL_MODULES")]
+    asked["VERL_USE_EXTERNAL_MODULES"] = ",".join(filter(None, modules))
+    return env | asked
 
 
 def _reads_hub(config: Config) -> bool:
@@ -226,11 +248,26 @@ def _value(value: Any) -> str:
     return str(value) if value != {} else "{}"
 
 
-def script(config: Config, trainer: Config, env: Mapping[str, str], inherit: tuple[str, ...], needed: Gang) -> str:
+def _beside_script(value: str, folder: Path) -> str:
+    """The value for a shell; the attempt's folder, where it begins with it, as where the script lies."""
+    beside = value.removeprefix(str(folder))
+    return shlex.quote(value) if beside == value else f'"$here"{shlex.quote(beside)}'
+
+
+def script(
+    config: Config,
+    trainer: Config,
+    env: Mapping[str, str],
+    inherit: tuple[str, ...],
+    needed: Gang,
+    folder: Path,
+) -> str:
     """A shell script that runs the trial by hand, into a folder of its own, with nothing but verl (and, on a CPU, its
     plug-in)."""
     exports = "\n".join(
-        f"export {name}={shlex.quote(value)}" for name, value in sorted(env.items()) if name != "VERL_FILE_LOGGER_PATH"
+        f"export {name}={_beside_script(value, folder)}"
+        for name, value in sorted(env.items())
+        if name != "VERL_FILE_LOGGER_PATH"
     )
     differs = "\n".join(f"#   {line}" for line in overrides(trainer))
     names = ", ".join(inherit) or "none"

@@ -7,7 +7,7 @@ guessed. A line is what verl's file logger writes, `{"step": n, "data": {name: v
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from sweeper.engines.base import Config, Progress
@@ -34,17 +34,53 @@ def progress(line: Mapping[str, Any], config: Config) -> Progress | None:
         # verl's `perf/throughput` is this over the ranks of all its pools (trainer/ppo/metric_utils.py:655-688).
         tokens_per_s=tokens / seconds if tokens is not None and seconds else None,
         step_s=seconds,
+        signals=signals(numbers, config),
     )
 
 
-def available(lines: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Names of all numeric metrics in these lines, sorted: what `objective.metric` can be."""
-    names: set[str] = set()
-    for line in lines:
-        data = line.get("data")
-        if isinstance(data, Mapping):
-            names.update(str(name) for name, value in data.items() if _is_number(value))
-    return sorted(names)
+def signals(numbers: Mapping[str, float], config: Config) -> dict[str, float]:
+    """What health rules read (engines/base.py Progress.signals), those that the line has. NaN stays NaN.
+
+    `kl` is verl's estimate of KL(policy before the update || policy now) by the mean of the log-ratio over all updates
+    of the step: it may be a little below 0 (trainer/ppo/core_algos.py:1346). `mismatch` is there only where
+    rollout.calculate_log_probs is on (utils/debug/metrics.py calculate_debug_metrics), or the rollout correction.
+    """
+    found = {name: numbers[key] for name, key in _SIGNALS.items() if key in numbers}
+    if (entropy := _entropy(numbers, config)) is not None:
+        found["entropy"] = entropy
+    if "critic/score/max" in numbers and "critic/score/min" in numbers:
+        found["reward_spread"] = numbers["critic/score/max"] - numbers["critic/score/min"]
+    return found
+
+
+_SIGNALS = {
+    "loss": "actor/pg_loss",
+    "grad_norm": "actor/grad_norm",
+    "kl": "actor/ppo_kl",
+    "saturated": "response_length/clip_ratio",
+    "mismatch": "training/rollout_probs_diff_mean",
+}
+
+
+def _entropy(numbers: Mapping[str, float], config: Config) -> float | None:
+    """Nats a token. verl aggregates the entropy as it does the loss (core_algos.py:1140 agg_loss), so a sum
+    over a response is brought back to its mean length here."""
+    value = numbers.get("actor/entropy")
+    if value is None:
+        return None
+    actor = ((config.get("actor_rollout_ref") or {}).get("actor")) or {}
+    tokens = numbers.get("response_length/mean")
+    match str(actor.get("loss_agg_mode", "token-mean")):
+        case "token-mean" | "seq-mean-token-mean":
+            return value
+        case "seq-mean-token-sum":
+            return value / tokens if tokens else None
+        case "seq-mean-token-sum-norm":
+            # Without a factor verl divides by the batch's longest response.
+            norm = actor.get("loss_scale_factor") or numbers.get("response_length/max")
+            return value * float(norm) / tokens if norm and tokens else None
+        case _:  # token-sum: over a number of tokens that the line does not have
+            return None
 
 
 def _score(numbers: Mapping[str, float], metric: str) -> float | None:

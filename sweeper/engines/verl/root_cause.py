@@ -26,7 +26,7 @@ _PREFIX = re.compile(r"^\((?P<who>[\w.:<>-]*) ?(?P<process>pid=\d+(?:, ip=[\d.]+
 _RAYLET = re.compile(r"^\((raylet|autoscaler)[^)]*\) ?")
 _FRAME = re.compile(r'^\s+File "(?P<file>[^"]+)", line (?P<line>\d+)(?:, in (?P<function>\S+))?')
 _RAISED = re.compile(
-    r"^(?P<type>(?:[A-Za-z_]\w*\.)*[A-Za-z_]*(?:Error|Exception|Exit|Interrupt|NotFound|Unavailable))"
+    r"^(?P<type>(?:[A-Za-z_]\w*\.)*[A-Za-z_]*(?:Error|Exception|Exit|Interrupt|NotFound|Unavailable|Invalid))"
     r"(?:: (?P<message>.*))?$"
 )
 _REMOTE = re.compile(r"^(?:ray\.exceptions\.)?RayTaskError(?:\([\w.]+\))?:")
@@ -35,9 +35,9 @@ _LOGGED = re.compile(
 )
 _UNDERLINE = re.compile(r"^\s*[\^~]+\s*$")
 _NOT_THEIRS = re.compile(r"site-packages/|/lib/python3[\d.]*/|^<|/sweeper/engines/verl/cpu/")
-_VERL = re.compile(r"site-packages/(verl/.*)$")
+VERL = re.compile(r"site-packages/(verl/.*)$")
 
-_CONSEQUENCE = re.compile(
+CONSEQUENCE = re.compile(
     r"ActorDiedError|ActorUnavailableError|WorkerCrashedError|GetTimeoutError|OwnerDiedError|ObjectLostError|CancelledError"
     r"|terminal groups with no materializable|Aborted groups|BrokenPipeError|ConnectionResetError|EOFError"
     r"|DistBackendError|Connection closed by peer|KeyboardInterrupt|SystemExit|TCPStore"
@@ -48,8 +48,11 @@ _HARMLESS = re.compile(
 )
 
 
+CRASHED = re.compile(r"^(?:Fatal Python error|Segmentation fault|Bus error)", re.MULTILINE)
+
+
 @dataclass(frozen=True, slots=True)
-class _Sign:
+class Sign:
     """Something that names a cause by itself, wherever it stands."""
 
     pattern: re.Pattern[str]
@@ -58,30 +61,30 @@ class _Sign:
 
 
 _SIGNS = (
-    _Sign(
+    Sign(
         re.compile(r"OutOfMemoryError|CUDA out of memory|HIP out of memory"),
         "the GPU ran out of memory: smaller micro-batches, actor.fsdp_config.optimizer_offload=true, or a lower "
         "rollout.gpu_memory_utilization",
     ),
-    _Sign(
+    Sign(
         re.compile(r"No space left on device|Errno 28\b|Disk quota exceeded"),
         "the disk is full: free space where the sweep's store is, or fewer checkpoints (trainer.save_freq, "
         "trainer.max_actor_ckpt_to_keep)",
     ),
-    _Sign(
+    Sign(
         # torch buffers what it writes, and so it reports that the file is short and not why.
         re.compile(
             r"inline_container\.cc.*unexpected pos|PytorchStreamWriter failed writing|basic_ios::clear: iostream"
         ),
         "a checkpoint could not be written: the disk is full, or a quota or size limit is reached",
     ),
-    _Sign(
+    Sign(
         re.compile(r"OutOfMemoryError: Task was killed|low on memory|running low on memory|memory used by this worker"),
         "the machine ran out of memory: fewer trials at once (max_concurrent) or smaller batches",
     ),
-    _Sign(re.compile(r"No space left on device.*/dev/shm|/dev/shm.*(?:full|too small|not enough)"), "/dev/shm is full"),
-    _Sign(re.compile(r"^(?:Fatal Python error|Segmentation fault|Bus error)"), "a process crashed"),
-    _Sign(re.compile(r"CUDA error: |NCCL error|nvidia-smi has failed|no CUDA-capable device"), ""),
+    Sign(re.compile(r"No space left on device.*/dev/shm|/dev/shm.*(?:full|too small|not enough)"), "/dev/shm is full"),
+    Sign(CRASHED, "a process crashed"),
+    Sign(re.compile(r"CUDA error: |NCCL error|nvidia-smi has failed|no CUDA-capable device"), ""),
 )
 _PLAIN = re.compile(
     r"^(?:Could not |Key '.*' is not in struct|Error merging|Missing mandatory value|In '.*': |Cannot find primary"
@@ -91,7 +94,7 @@ _PLAIN = re.compile(
 
 
 @dataclass(slots=True)
-class _Raised:
+class Raised:
     """One exception that was printed."""
 
     type: str
@@ -120,37 +123,42 @@ class _Raised:
         """The innermost frame of the user's own code, else of verl's, else of any."""
         inward = list(reversed(self.frames))
         own = [frame for frame in inward if not _NOT_THEIRS.search(frame[0])]
-        verls = [frame for frame in inward if _VERL.search(frame[0])]
+        verls = [frame for frame in inward if VERL.search(frame[0])]
         return next(iter([*own, *verls, *inward]), None)
 
 
 def find(log: str) -> list[str]:
     """The lines that say why, most telling first; at most a dozen."""
-    raised, signs, plain = _read(log)
-    cause = _cause(raised)
+    raised, signs, plain = read(log)
+    cause = cause_of(raised)
     lines: list[str] = []
     if cause is not None:
         lines += _tell(cause, raised)
     for sign, line in signs:
         if not sign.says or sign.says in lines:
             continue
-        if cause is None or _CONSEQUENCE.search(cause.text):
+        if cause is None or CONSEQUENCE.search(cause.text):
             lines = [sign.says, line, *lines]
         elif sign.pattern.search(cause.text):
             lines.insert(0, sign.says)
-    if cause is None or _CONSEQUENCE.search(cause.text):
+    if cause is None or CONSEQUENCE.search(cause.text):
         lines = [*plain[-3:], *lines]
     if not lines:
         lines = [line for line in log.splitlines() if line.strip()][-3:]
     return [_short(line) for line in dict.fromkeys(lines)][:MOST_LINES]
 
 
-def _read(log: str) -> tuple[list[_Raised], list[tuple[_Sign, str]], list[str]]:
+def crashed(log: str) -> bool:
+    """Whether a process of it was ended by a fault of its own code."""
+    return any(sign.pattern is CRASHED for sign, _ in read(log)[1])
+
+
+def read(log: str) -> tuple[list[Raised], list[tuple[Sign, str]], list[str]]:
     """Every exception in the order it was printed; signs with their lines; errors without a traceback."""
-    raised: list[_Raised] = []
+    raised: list[Raised] = []
     frames: dict[str, list[tuple[str, int, str]]] = {}
-    last: dict[str, _Raised | None] = {}
-    signs: list[tuple[_Sign, str]] = []
+    last: dict[str, Raised | None] = {}
+    signs: list[tuple[Sign, str]] = []
     plain: list[str] = []
     for number, raw in enumerate(log.splitlines()):
         line = _ANSI.sub("", raw).rstrip()
@@ -170,7 +178,7 @@ def _read(log: str) -> tuple[list[_Raised], list[tuple[_Sign, str]], list[str]]:
             frames[stream] = []
             last[stream] = None
         elif found := _RAISED.match(text):
-            event = _Raised(found["type"], found["message"] or "", frames.pop(stream, []), who or "", number)
+            event = Raised(found["type"], found["message"] or "", frames.pop(stream, []), who or "", number)
             raised.append(event)
             last[stream] = event
         elif _LOGGED.match(text):
@@ -182,34 +190,34 @@ def _read(log: str) -> tuple[list[_Raised], list[tuple[_Sign, str]], list[str]]:
     return raised, signs, plain
 
 
-def _cause(raised: list[_Raised]) -> _Raised | None:
+def cause_of(raised: list[Raised]) -> Raised | None:
     """The last exception ended the run, unless it is the consequence of an earlier one: then the first of the most
     frequent others, nearest to the end."""
     if not raised:
         return None
     end = raised[-1]
-    if not _CONSEQUENCE.search(end.text):
+    if not CONSEQUENCE.search(end.text):
         return _first(end, raised)
-    causes = [r for r in raised if not _CONSEQUENCE.search(r.text)]
+    causes = [r for r in raised if not CONSEQUENCE.search(r.text)]
     if not causes:
         return _first(end, raised)
     return _first(causes[-1], causes)
 
 
-def _first(event: _Raised, among: Iterable[_Raised]) -> _Raised:
+def _first(event: Raised, among: Iterable[Raised]) -> Raised:
     """The first of its kind that has frames: later copies were passed on by others."""
     same = [r for r in among if r.kind == event.kind or (r.type == event.type and r.message == event.message)]
     return next((r for r in same if r.frames), event)
 
 
-def _tell(cause: _Raised, raised: list[_Raised]) -> list[str]:
+def _tell(cause: Raised, raised: list[Raised]) -> list[str]:
     if died := _died(cause):
         lines = [died]
     else:
         lines = [cause.text, *(f"  {line}" for line in cause.more[:3])]
     if place := cause.place:
         file, line, function = place
-        shown = found.group(1) if (found := _VERL.search(file)) else file
+        shown = found.group(1) if (found := VERL.search(file)) else file
         lines.append(f"  at {shown}:{line}" + (f" in {function}" if function else ""))
     same = [r for r in raised if r.kind == cause.kind]
     if len(same) > 1 and len({r.message for r in same}) > 1:
@@ -221,13 +229,13 @@ def _tell(cause: _Raised, raised: list[_Raised]) -> list[str]:
     others = Counter(
         r.text
         for r in raised
-        if r.kind not in (cause.kind, end.kind) and not _CONSEQUENCE.search(r.text) and r.message not in told
+        if r.kind not in (cause.kind, end.kind) and not CONSEQUENCE.search(r.text) and r.message not in told
     )
     lines += [f"also: {text}" for text, _ in others.most_common(2)]
     return lines
 
 
-def _died(cause: _Raised) -> str:
+def _died(cause: Raised) -> str:
     """Ray's ten lines on a dead worker as one."""
     if not cause.type.endswith("ActorDiedError"):
         return ""

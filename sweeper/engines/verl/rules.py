@@ -21,7 +21,7 @@ from sweeper.engines.base import Config, Shape
 from sweeper.engines.verl import kinds, schedule
 from sweeper.engines.verl.cpu import ROLLOUT
 from sweeper.environments import custom, rows
-from sweeper.environments.probe import Interpreter
+from sweeper.environments.probe import Interpreter, ProbeError, ask
 from sweeper.errors import Problem
 from sweeper.models import facts
 from sweeper.plan import memory
@@ -659,6 +659,34 @@ def rollout_name(c: Context) -> Iterator[Problem]:
         )
 
 
+def rollout_installed(c: Context) -> Iterator[Problem]:
+    """The inference server is installed where the trainer runs: verl imports it when its workers are up
+    (workers/rollout/replica.py). Not looked at for a cluster that this release cannot start anything on."""
+    name = c.rollout["name"]
+    if not c.shape.launchable or c.shape.device != "cuda" or name not in _SERVERS:
+        return
+    interpreter = Interpreter.of(c.config)
+    try:
+        found = ask(interpreter, _FIND, {"module": _SERVERS[name]})
+    except ProbeError:
+        return  # an interpreter that cannot be started is named by whoever asks it for the trainer
+    if not found:
+        yield Problem(
+            f"actor_rollout_ref.rollout.name={name}, and {interpreter.python} has no package {_SERVERS[name]}",
+            valid="an interpreter that has it",
+            fix="engine.python=<python of an environment with verl[vllm]>",
+            key="engine.python",
+            source="verl/workers/rollout/replica.py RolloutReplicaRegistry",
+        )
+
+
+_SERVERS = {"vllm": "vllm", "sglang": "sglang", "trtllm": "tensorrt_llm"}
+_FIND = """
+import importlib.util
+answer = importlib.util.find_spec(question["module"]) is not None
+"""
+
+
 def rollout_parallel(c: Context) -> Iterator[Problem]:
     """`expert_parallel_size == tp x dp` when above 1; no pipeline parallelism (workers/config/rollout.py:295, 322)."""
     expert, name = int(c.rollout.get("expert_parallel_size") or 1), c.rollout["name"]
@@ -1111,12 +1139,12 @@ def own_ray(c: Context) -> Iterator[Problem]:
 
 
 RULES: tuple[Rule, ...] = (
-    model, size, choices, estimator, estimator_version, group_size, critic_presence, kl_gates,
-    training_world, batch_over_ranks, mini_batch, mini_batch_over_ranks, mini_batches_in_batch, micro_batch_given,
+    model, size, choices, estimator, estimator_version, group_size, critic_presence, kl_gates, training_world,
+    batch_over_ranks, mini_batch, mini_batch_over_ranks, mini_batches_in_batch, micro_batch_given,
     micro_batch_legacy, micro_batch_divides, dynamic_batches_agree, token_budget, rollout_name, rollout_on_cpu,
-    rollout_parallel, rollout_world, rollout_nodes, heads, sequence_parallel, lora, lengths, temperature, validation,
-    environment, data_files, rows_for_a_batch, steps, reward_file, separate_async, separate_pools, all_pools,
-    filter_groups, resume_path, own_ray,
+    rollout_installed, rollout_parallel, rollout_world, rollout_nodes, heads, sequence_parallel, lora, lengths,
+    temperature, validation, environment, data_files, rows_for_a_batch, steps, reward_file, separate_async,
+    separate_pools, all_pools, filter_groups, resume_path, own_ray,
 )  # fmt: skip
 
 

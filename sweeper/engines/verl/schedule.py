@@ -99,6 +99,32 @@ def total_steps(config: Config) -> int | None:
     return min(known) if known else None
 
 
+def validates(config: Config) -> list[int]:
+    """Steps with a validation score: every `test_freq`-th and the last, and the start where `val_before_train` is on
+    (trainer_base.py:438, :491; ray_trainer.py:1438, :1727). Empty where the number of steps is not known.
+
+    The start's is the resumed step's when an attempt resumes.
+    """
+    trainer = config["trainer"]
+    total, every = total_steps(config) or 0, int(trainer["test_freq"])
+    start = [0] if trainer["val_before_train"] and total else []
+    return start + (_every(every, total) if every > 0 else [])
+
+
+def saves(config: Config) -> list[int]:
+    """Steps with a checkpoint: every `save_freq`-th and the last (trainer_base.py:481, ray_trainer.py:1704). The V0
+    trainer does not save while only the critic is trained (`critic_warmup`, ray_trainer.py:1683)."""
+    trainer = config["trainer"]
+    total, every = total_steps(config) or 0, int(trainer["save_freq"])
+    steps = _every(every, total) if every > 0 else []
+    return [s for s in steps if trainer["use_v1"] or s >= int(trainer["critic_warmup"] or 0)]
+
+
+def _every(step: int, total: int) -> list[int]:
+    """Multiples up to the total, and the total."""
+    return sorted({*range(step, total + 1, step), *([total] if total else [])})
+
+
 def described(config: Config) -> tuple[facts.Architecture | None, list[Problem]]:
     """The facts of the model and what is wrong with its path; a model that we build need not be built yet."""
     folder = models.build_folder(config)

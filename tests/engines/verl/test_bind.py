@@ -9,7 +9,7 @@ import pytest
 
 from sweeper.config.compose import compose_points
 from sweeper.config.hydra_app import initialized
-from sweeper.config.space import points
+from sweeper.config.space import read
 from sweeper.engines.base import Shape
 from sweeper.engines.verl.engine import VerlEngine
 from sweeper.errors import Problem
@@ -20,7 +20,7 @@ CLIP = "actor_rollout_ref.actor.clip_ratio"
 
 def bound(*overrides: str) -> tuple[dict[str, Any], list[Problem]]:
     with initialized():
-        (composed,) = compose_points(points(list(overrides)))
+        (composed,) = compose_points(read(list(overrides)).arms)
     return composed.config, VerlEngine().bind(composed.config, composed.explicit, CPU)
 
 

@@ -12,7 +12,7 @@ import pytest
 from sweeper import engines
 from sweeper.config import hydra_app
 from sweeper.config.compose import compose_points
-from sweeper.config.space import points
+from sweeper.config.space import read
 from sweeper.engines.base import Config, Shape
 from sweeper.engines.verl.engine import VerlEngine
 from sweeper.errors import RequestError
@@ -23,7 +23,7 @@ GPUS = Shape(name="local", device="cuda", nodes=1, gpus_per_node=2, gpu="H100", 
 
 def bound(*overrides: str, shape: Shape = CPU) -> Config:
     with hydra_app.initialized():
-        (composed,) = compose_points(points(list(overrides)))
+        (composed,) = compose_points(read(list(overrides)).arms)
     assert VerlEngine().bind(composed.config, composed.explicit, shape) == []
     return composed.config
 
@@ -91,7 +91,7 @@ def test_steps_end_with_the_epochs() -> None:
 def test_a_thousand_trials_are_bound_and_checked_in_five_seconds() -> None:
     rates = ",".join(f"{i}e-6" for i in range(1, 201))
     with hydra_app.initialized():
-        composed = compose_points(points([f"lr={rates}", "algorithm=grpo,ppo,rloo,remax,dapo"]))
+        composed = compose_points(read([f"lr={rates}", "algorithm=grpo,ppo,rloo,remax,dapo"]).arms)
     engine = VerlEngine()
     started = time.process_time()
     problems = [p for c in composed for p in (*engine.bind(c.config, c.explicit, CPU), *engine.check(c.config, CPU))]

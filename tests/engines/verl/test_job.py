@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from sweeper.config import hydra_app
 from sweeper.config.compose import compose_points
-from sweeper.config.space import points
+from sweeper.config.space import read
 from sweeper.engines.base import AttemptPaths, Config, Gang, Job, Shape
 from sweeper.engines.verl import job
 from sweeper.engines.verl.engine import VerlEngine
@@ -25,7 +25,7 @@ SEVEN = ["model=qwen7b", "environment=gsm8k", "cluster=node_8gpu"]
 
 def config_of(*overrides: str) -> Config:
     with hydra_app.initialized():
-        (composed,) = compose_points(points(list(overrides)))
+        (composed,) = compose_points(read(list(overrides)).arms)
     shape = NODE if "cluster=node_8gpu" in overrides else CPU
     assert VerlEngine().bind(composed.config, composed.explicit, shape) == []
     return composed.config

@@ -14,7 +14,7 @@ import pytest
 
 from sweeper.config import hydra_app
 from sweeper.config.compose import compose_points
-from sweeper.config.space import points
+from sweeper.config.space import read
 from sweeper.engines.base import Config, Shape
 from sweeper.engines.verl import rules
 from sweeper.engines.verl.base_config import config_dir
@@ -46,7 +46,7 @@ ASYNC = [
 
 def bound(overrides: list[str], shape: Shape | None = None) -> tuple[Config, Shape]:
     with hydra_app.initialized():
-        (composed,) = compose_points(points(overrides))
+        (composed,) = compose_points(read(overrides).arms)
     here = shape or (
         NODE if "cluster=node_8gpu" in overrides else TWO if "cluster=two_nodes_8gpu" in overrides else CPU
     )

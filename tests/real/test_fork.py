@@ -1,0 +1,95 @@
+"""Real verl on the CPU: going on from another trial's checkpoint, with other rates; and from one's own, unchanged."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from sweeper import engines
+from sweeper.engines.base import Saved
+from sweeper.engines.verl import checkpoints
+
+sys.path.insert(0, str(Path(__file__).parent))
+import launch
+
+pytestmark = pytest.mark.real
+
+STEPS, HALF = 4, 2
+LR, KL = 2e-4, 0.01
+
+
+def overrides(algorithm: str, lr: float, kl: float) -> list[str]:
+    return [
+        f"algorithm={algorithm}",
+        f"lr={lr}",
+        f"kl={kl}",
+        *(["critic.optim.lr=" + str(5 * lr)] if algorithm == "ppo" else []),
+        "data.val_max_samples=64",
+        f"trainer.total_training_steps={STEPS}",
+        f"trainer.save_freq={HALF}",
+        f"trainer.test_freq={STEPS}",
+        "trainer.val_before_train=false",
+        "trainer.max_actor_ckpt_to_keep=null",
+        "trainer.max_critic_ckpt_to_keep=null",
+    ]
+
+
+@pytest.fixture(scope="module", params=["grpo", "ppo"])
+def donor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, launch.Run]:
+    folder = tmp_path_factory.mktemp(request.param)
+    run = launch.run(folder / "attempt", *overrides(request.param, LR, KL))
+    assert run.code == 0, run.log[-4000:]
+    return request.param, run
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_fork_goes_on_with_the_donors_weights_and_its_own_rates(
+    donor: tuple[str, launch.Run], tmp_path: Path
+) -> None:
+    algorithm, run = donor
+    before = bytes_of(run.checkpoints)
+    saved = Saved(HALF, run.checkpoints / f"global_step_{HALF}")
+    (tmp_path / "checkpoints").mkdir()
+    engines.get("verl").adopt(saved, tmp_path / "checkpoints")
+    fork = launch.run(tmp_path / "attempt", *overrides(algorithm, 10 * LR, 20 * KL))
+    assert fork.code == 0, fork.log[-4000:]
+
+    steps = [step for step, _ in fork.series("actor/pg_loss")]
+    assert steps == [3, 4], "it goes on, it does not start over"
+    assert [v for _, v in fork.series("actor/lr")] == pytest.approx([10 * LR] * 2), "verl alone would keep 2e-4"
+    assert [v for _, v in run.series("actor/lr")] == pytest.approx([LR] * 4)
+    coefficient = "kl_coef" if algorithm == "grpo" else "actor/reward_kl_penalty_coeff"
+    coefficient = next(k for line in fork.lines for k in line["data"] if k.endswith(coefficient))
+    assert [v for _, v in fork.series(coefficient)] == pytest.approx([20 * KL] * 2)
+    if algorithm == "ppo":
+        assert [v for _, v in fork.series("critic/lr")] == pytest.approx([50 * LR] * 2)
+    # The first step samples with the donor's weights and seeds, before anything was trained at the new rate.
+    assert fork.series("critic/score/mean")[0] == run.series("critic/score/mean")[2]
+    assert fork.series("actor/entropy")[0] == run.series("actor/entropy")[2]
+    assert fork.series("actor/entropy")[1] != run.series("actor/entropy")[3]
+    assert bytes_of(run.checkpoints) == before, "the donor's files are shared, not changed"
+    found = checkpoints.newest(fork.checkpoints)
+    assert found is not None
+    assert found.step == STEPS
+
+
+def test_a_torn_checkpoint_is_passed_over_and_the_rest_is_the_uninterrupted_run(
+    donor: tuple[str, launch.Run], tmp_path: Path
+) -> None:
+    algorithm, run = donor
+    shutil.copytree(run.checkpoints, tmp_path / "checkpoints")
+    torn = tmp_path / f"checkpoints/global_step_{STEPS}/actor/optim_world_size_1_rank_0.pt"
+    torn.write_bytes(torn.read_bytes()[:-100])
+    resumed = launch.run(tmp_path / "attempt", *overrides(algorithm, LR, KL))
+    assert resumed.code == 0, resumed.log[-4000:]
+    expected, got = run.by_step(), resumed.by_step()
+    assert sorted(got) == list(range(HALF + 1, STEPS + 1))
+    for step, line in got.items():
+        assert line == expected[step], "unchanged rates: not a bit differs"
+    assert "resumed with another" not in resumed.log
