@@ -220,14 +220,16 @@ def _finished(events: Iterable[Event]) -> Iterator[tuple[str, str, int, float]]:
 
 
 def _state(ledger: Path) -> str:
-    """Changes whenever the ledger does; its newest events may be in the journal beside it."""
+    """Changes whenever the ledger does; its newest events may be in the journal beside it. An empty journal is only
+    what a reader left."""
     parts = []
     for path in (ledger, ledger.with_name(ledger.name + "-wal")):
         try:
             facts = path.stat()
         except FileNotFoundError:
             continue
-        parts.append(f"{facts.st_ino}:{facts.st_size}:{facts.st_mtime_ns}")
+        if facts.st_size:
+            parts.append(f"{facts.st_ino}:{facts.st_size}:{facts.st_mtime_ns}")
     return " ".join(parts)
 
 
