@@ -42,7 +42,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
 class Display(Protocol):
     """Shows the events of one sweep."""
 
-    def event(self, kind: str, **data: Any) -> None:
+    def event(self, kind: str, /, **data: Any) -> None:
         """One event of `KINDS`."""
         ...
 
@@ -57,7 +57,7 @@ class JsonDisplay:
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = out or sys.stdout
 
-    def event(self, kind: str, **data: Any) -> None:
+    def event(self, kind: str, /, **data: Any) -> None:
         """Print the event as one line."""
         record = {"event": kind, "time": round(time.time(), 3), **data}
         self._out.write(to_json(_plain(record)) + "\n")
@@ -75,7 +75,7 @@ class PlainDisplay:
         self._labels: dict[str, str] = {}
         self._said: dict[str, int] = {}
 
-    def event(self, kind: str, **data: Any) -> None:
+    def event(self, kind: str, /, **data: Any) -> None:
         """Print the event, unless it is a progress event that says little new."""
         if kind == "sweep_started":
             self._labels = dict(data["trials"])

@@ -64,7 +64,7 @@ class LiveDisplay:
         self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=4, transient=True)
         self._on = False
 
-    def event(self, kind: str, **data: Any) -> None:
+    def event(self, kind: str, /, **data: Any) -> None:
         """Update the rows; messages go above the table."""
         trial = str(data.get("trial", ""))
         if "label" in data:
