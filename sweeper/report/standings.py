@@ -74,6 +74,12 @@ class Candidate:
         """Of all its seeds."""
         return math.fsum(t.gpu_hours for t in self.trials)
 
+    @property
+    def tokens_per_s(self) -> float | None:
+        """The mean over its seeds."""
+        speeds = [s for t in self.trials if (s := t.tokens_per_s) is not None]
+        return math.fsum(speeds) / len(speeds) if speeds else None
+
     def values(self, objectives: Sequence[str]) -> tuple[float, ...] | None:
         """One an objective, means over the seeds; None while one is missing or no number."""
         found = {"score": self.score, "gpu_hours": self.hours / len(self.trials)}
@@ -149,7 +155,7 @@ class Effect:
     value: Any
     tokens_per_s: Mean | None
     score: Mean | None
-    """Over the finished trials with that value, whatever their other values."""
+    """Over the finished candidates with that value, whatever their other values; likewise the throughput."""
     against: Difference | None
     """Scores, against the first value of the dim in this arm; None for the first."""
 
@@ -240,18 +246,18 @@ def _versus(arms: Sequence[Arm]) -> Iterable[Versus]:
 def _effects(arms: Sequence[Arm], dims: Sequence[str]) -> Iterable[Effect]:
     for arm in arms:
         for dim in dims:
-            groups: dict[str, list[Ended]] = {}
+            groups: dict[str, list[Candidate]] = {}
             values: dict[str, Any] = {}
-            for t in (t for c in arm.candidates for t in c.trials):
-                if dim in t.trial.params:
-                    name = str(t.trial.params[dim])
-                    groups.setdefault(name, []).append(t)
-                    values[name] = t.trial.params[dim]
+            for candidate in arm.candidates:  # not its trials: seeds of one point are not so many points
+                params = candidate.trials[0].trial.params
+                if dim in params:
+                    groups.setdefault(str(params[dim]), []).append(candidate)
+                    values[str(params[dim])] = params[dim]
             first: list[float] = []
             for index, (name, value) in enumerate(sorted(values.items(), key=lambda item: _natural(item[1]))):
                 members = groups[name]
-                speeds = [s for t in members if (s := t.tokens_per_s) is not None]
-                scores = [s for t in members if t.state == "finished" and (s := t.curve.final_score) is not None]
+                speeds = [s for c in members if (s := c.tokens_per_s) is not None]
+                scores = [s for c in members if c.complete and (s := c.score) is not None]
                 against = compare(scores, first) if index else None
                 first = first if index else scores
                 yield Effect(arm, dim, value, summarise(speeds), summarise(scores), against)

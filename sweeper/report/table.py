@@ -163,7 +163,6 @@ def _candidates(console: Console, found: Standings) -> None:
         mark = "*" if c is found.best and len(found.candidates) > 1 else " "
         finished = sum(t.state == "finished" for t in c.trials)
         reused = ", ".join(t.reused for t in c.trials if t.reused)
-        speeds = [s for t in c.trials if (s := t.tokens_per_s) is not None]
         table.add_row(
             f"{c.id}{mark}{'^' if c.front else ' ' if front else ''}",
             *([escape(arms[c.arm])] if many else []),
@@ -173,7 +172,7 @@ def _candidates(console: Console, found: Standings) -> None:
             str(len(c.trials)) if c.complete else f"{finished} of {len(c.trials)}",
             _num(_average(c, "first_score")),
             _num(_average(c, "best_score", found.request.mode)),
-            "-" if not speeds else f"{sum(speeds) / len(speeds):,.0f}",
+            "-" if c.tokens_per_s is None else f"{c.tokens_per_s:,.0f}",
             _int(max((t.curve.step or 0 for t in c.trials), default=None)),
             f"{c.hours:.3g}",
         )
@@ -212,6 +211,8 @@ def _versus(v: Versus) -> str:
     figures = f"difference {d.mean:.3g}, 95% interval {d.low:.3g} to {d.high:.3g}, Welch's p {d.p:.2g}, {seeds}"
     if d.told_apart:
         return f"{ahead} and {other} differ: {figures}"
+    if d.low > 0 or d.high < 0:
+        figures += " (so few seeds make the interval too narrow; the t-test allows for that)"
     if d.mean == 0:
         more = "they have the same mean"
     elif d.further is None:
@@ -229,7 +230,7 @@ def _placement(effects: Sequence[Effect]) -> list[str]:
             first = e
         speed = "no throughput known"
         if e.tokens_per_s:
-            speed = f"{e.tokens_per_s.mean:,.0f} tokens/s over {e.tokens_per_s.n} trials"
+            speed = f"{e.tokens_per_s.mean:,.0f} tokens/s over {e.tokens_per_s.n} candidates"
             if e is not first and first.tokens_per_s and first.tokens_per_s.mean > 0:
                 speed += f", {e.tokens_per_s.mean / first.tokens_per_s.mean:.2f} x that of {e.dim}={first.value}"
         score = f"score {_mean(e.score)}"

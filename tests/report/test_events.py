@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
+import re
+from pathlib import Path
 
 from sweeper.errors import Problem
 from sweeper.report import events
@@ -96,6 +99,111 @@ def test_the_live_table_shows_every_trial_and_its_score_and_leaves_the_terminal_
     assert "1,234" in shown
     assert "001 algorithm=ppo" in shown
     assert "waiting" in shown
+
+
+def test_the_live_table_of_thousands_shows_what_runs_the_best_and_counts() -> None:
+    from rich.console import Console
+
+    from sweeper.report.live import LiveDisplay
+
+    display = LiveDisplay(io.StringIO())
+    display.event("sweep_started", name="s", folder="/r/s", trials={}, planned=3000, mode="min")
+    for i in range(2000):
+        trial = f"{i:04d}"
+        display.event("trial_planned", trial=trial, label=f"x={i}", arm="0", candidate=trial)
+        display.event("trial_started", trial=trial, label=f"x={i}", attempt=1, total=20, folder="/r")
+        display.event("progress", trial=trial, step=20, total=20, score=i / 1000)
+        if i < 1950:
+            display.event("trial_ended", trial=trial, **ENDED, state="pruned" if i % 2 else "finished")
+    console = Console(file=io.StringIO(), width=140)
+    console.print(display._table())
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    display.close()
+    assert len(shown.splitlines()) < 40
+    assert "3000 trials: " in shown
+    for figure in ("975 finished", "975 pruned", "50 running", "1000 waiting"):
+        assert figure in shown
+    assert "0000 x=0 " in shown and "0008 x=8 " in shown and "0010 x=10 " not in shown, "the five lowest"
+
+
+ENDED = {
+    "step": 20, "total": 20, "score": 0.5, "elapsed_s": 61.0, "exit_code": 0, "reason": "", "detail": "",
+    "root_cause": (), "folder": None,
+}  # fmt: skip
+
+
+def test_plain_output_tells_what_a_search_does_with_its_trials() -> None:
+    out = io.StringIO()
+    display = PlainDisplay(out)
+    display.event("sweep_started", name="s", folder="/r/s", trials={}, planned=40)
+    display.event("points_refused", arm="0", points=3, why="tp=3 does not divide 28 heads")
+    display.event("sweep_waiting", message="the sweep other holds 8 of 8 ranks")
+    display.event("trial_planned", trial="000", label="lr=0.1", arm="0", candidate="000")
+    display.event("trial_reused", trial="000", score=0.5, source="monday/004")
+    display.event("attempt_reattached", trial="001", label="lr=0.2", attempt=2, total=20, folder="/r")
+    display.event("trial_paused", trial="001", **ENDED, state="paused")
+    display.event("trial_forked", trial="001", donor="004", step=10, changed={"lr": 0.05})
+    display.event(
+        "trial_retried", trial="001", failure="out-of-memory", why="needs less memory now", change="micro-batch 4",
+        root_cause=["CUDA out of memory"],
+    )  # fmt: skip
+    display.event(
+        "trial_ended", trial="001", **{**ENDED, "reason": "kl-blow-up", "detail": "KL is 3, above 1"}, state="pruned"
+    )
+    text = out.getvalue()
+    for line in (
+        "sweep s: 40 trials, records in /r/s",
+        "3 points refused: tp=3 does not divide 28 heads",
+        "waiting: the sweep other holds 8 of 8 ranks",
+        "000 lr=0.1: finished earlier as monday/004, score 0.5",
+        "001 lr=0.2: still running, followed again (attempt 2)",
+        "001 lr=0.2: paused at step 20",
+        "001 lr=0.2: goes on from 004 at step 10 with lr=0.05",
+        "001 lr=0.2: out-of-memory, once more, with micro-batch 4 (needs less memory now)\n         CUDA out of memory",
+        "001 lr=0.2: pruned after 1m01s, score 0.5, step 20 of 20 (kl-blow-up: KL is 3, above 1)",
+    ):
+        assert line in text
+    assert "planned" not in text
+
+
+def test_both_displays_take_every_kind_of_event() -> None:
+    from sweeper.report.live import LiveDisplay
+
+    values = {
+        "trials": {"000": "x=1"}, "planned": None, "changed": {"lr": 0.1}, "attempt": 1, "total": 20, "step": 1,
+        "score": None, "reward": None, "tokens_per_s": None, "eta_s": None, "elapsed_s": 1.0, "root_cause": [],
+        "points": 2,
+    }  # fmt: skip
+    for display in (PlainDisplay(io.StringIO()), LiveDisplay(io.StringIO()), JsonDisplay(io.StringIO())):
+        for kind, fields in events.KINDS.items():
+            display.event(kind, **{f: values.get(f, "000" if f == "trial" else "text") for f in fields})
+        display.close()
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_event_that_is_emitted_is_of_a_known_kind_with_known_fields() -> None:
+    wrong = []
+    for path in (ROOT / "sweeper").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "event"):
+                continue
+            if node.args and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str):
+                kind = node.args[0].value
+                fields = {k.arg for k in node.keywords if k.arg}
+                if kind != "error" and (kind not in events.KINDS or fields - set(events.KINDS[kind])):
+                    wrong.append((path.name, node.lineno, kind, fields - set(events.KINDS.get(kind, ()))))
+    assert not wrong
+
+
+def test_the_page_on_events_lists_every_kind_and_every_field() -> None:
+    rows = re.findall(r"^\| (`.+?) \| (.+) \|$", (ROOT / "docs/events.md").read_text(encoding="utf-8"), re.M)
+    page = {kind: set(re.findall(r"`(\w+)`", text)) for kinds, text in rows for kind in re.findall(r"`(\w+)`", kinds)}
+    page["trial_paused"] |= page["trial_ended"]
+    for kind, fields in events.KINDS.items():
+        assert kind in page, kind
+        assert set(fields) <= page[kind], (kind, set(fields) - page[kind])
 
 
 def test_output_auto_is_plain_where_there_is_no_terminal() -> None:

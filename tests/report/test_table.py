@@ -192,7 +192,7 @@ def test_a_placement_that_is_searched_is_reported_apart_by_throughput_and_by_sco
     ]
     asked = Request(arms=ARMS, placement=("tp",))
     text = shown(outcomes, asked)
-    assert "placement tp=2 in algorithm=grpo: 1,500 tokens/s over 2 trials, 1.50 x that of tp=1" in text
+    assert "placement tp=2 in algorithm=grpo: 1,500 tokens/s over 2 candidates, 1.50 x that of tp=1" in text
     assert "not told apart from tp=1" in text
     effects = table.summary(outcomes, asked)["placement"]
     assert [(e["dim"], e["value"], e["tokens_per_s"]["mean"]) for e in effects] == [
