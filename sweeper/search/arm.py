@@ -82,7 +82,7 @@ class ArmSearch:
         mode: str,
     ) -> None:
         """`budget` None: as many as the sampler has. `name` gives the id of the arm's n-th candidate."""
-        self.arm, self._sampler, self._scheduler, self._refuse = arm, sampler, scheduler, refuse
+        self.arm, self._sampler, self._scheduler, self.refuse = arm, sampler, scheduler, refuse
         self.budget, self._objectives, self._name, self.seeds, self.mode = budget, objectives, name, seeds, mode
         self.candidates: dict[str, Candidate] = {}
         self.exhausted = False
@@ -97,7 +97,7 @@ class ArmSearch:
         """The next candidate; None when there is none."""
         if not self.more:
             return None
-        ask = self._sampler.ask(self._refuse)
+        ask = self._sampler.ask(self.refuse)
         if ask is None:
             self.exhausted = True
             return None

@@ -41,7 +41,9 @@ POLL_S = 0.1
 MILESTONE = 10
 """Steps between two entries of the ledger beside the validated ones: enough for a status, few enough for a ledger."""
 AHEAD = 3
-"""Candidates a sampler is asked for beyond what can start, where gangs differ in size and a smaller one may fit."""
+"""Trials that may wait before a sampler is asked for one more, where gangs differ in size and a smaller one may fit."""
+LOOKED_AT = 1000
+"""Waiting trials that are considered at once; those behind come as these start."""
 
 Size = Callable[[Candidate, int | None, str, str], Trial]
 """The trial of a candidate under a seed: candidate, seed, id, kind -> composed, bound and checked."""
@@ -124,7 +126,7 @@ class Controller:
         self.running: list[_Running] = []
         self.verdicts: dict[str, Verdict] = {}
         """By candidate: decided before a death of the controller and not carried out yet."""
-        self._usual_s: list[float] = []
+        self._said_waiting = False
         self._signals = 0
         self.given_up = ""
         """Why no more trials are started; empty while they are."""
@@ -140,6 +142,8 @@ class Controller:
                 for candidate, verdict in list(self.verdicts.items()):
                     self._apply(candidate, verdict)
                 self.verdicts.clear()
+                while self._settings.known and not self._quiet and self._propose():
+                    pass  # all that is known is in the ledger from the start
                 while self._going():
                     self._start()
                     self._follow()
@@ -185,27 +189,41 @@ class Controller:
         """Start what fits; propose where there is room for more."""
         while not self._quiet:
             room = (self._settings.max_concurrent or len(self.outcomes) + 1_000_000) - len(self.running)
+            free = self._cluster.free() if room > 0 and self._may_start() else ()
+            # A sampler is asked as late as can be: each result makes the next proposal better.
+            if not any(free) and not self._settings.mixed:
+                self._say_waiting(free)
+                return
             # What is new comes before what is paused: a rung is judged when it is full.
             if room <= 0 or not (self.waiting or self._propose() or self._resume_paused()):
                 return
-            free = self._cluster.free()
-            queue = [Waiting(t, self._gang(t)) for t in self.waiting]
+            if not self.waiting:
+                continue  # what was proposed had been run before
+            queue = [Waiting(t, self._gang(self.outcomes[t])) for t in self.waiting[:LOOKED_AT]]
             held = [Held(r.nodes, r.job.gang.gpus_per_node, self._left_s(r)) for r in self.running]
             chosen = self._admission.choose(queue, free, held)[:room]
             started = [self._launch(self.outcomes[start.key], start.nodes) for start in chosen]
             if any(started):
                 continue
-            ahead = self._ahead()
-            if not (any(free) and len(self.waiting) < ahead and self._propose()):
+            self._say_waiting(free)
+            more = self._settings.mixed and any(free) and len(self.waiting) <= AHEAD
+            if not (more and self._propose()):
                 return
 
-    def _ahead(self) -> int:
-        if not self._settings.mixed:
-            return 0
-        return 1_000_000 if self._settings.known else AHEAD
+    def _may_start(self) -> bool:
+        return bool(self.waiting) or any(a.more for a in self.arms.values()) or bool(self._resumable())
 
-    def _gang(self, trial: str) -> Gang:
-        return self._engine.gang(dict(self.outcomes[trial].trial.config))
+    def _say_waiting(self, free: Sequence[int]) -> None:
+        """Once: nothing of ours runs and nothing fits, so somebody else has the ranks."""
+        if free and not self.running and not self._said_waiting:
+            self._said_waiting = True
+            message = f"{sum(free)} of {sum(self._capacity)} ranks are free: another sweep has the others"
+            self._display.event("sweep_waiting", message=message)
+
+    def _gang(self, outcome: Outcome) -> Gang:
+        if outcome.gang is None:
+            outcome.gang = self._engine.gang(dict(outcome.trial.config))
+        return outcome.gang
 
     def _left_s(self, r: _Running) -> float | None:
         if not r.steps_s or r.outcome.curve.step is None:
@@ -225,6 +243,9 @@ class Controller:
         return False
 
     def _plan(self, arm: ArmSearch, candidate: Candidate) -> None:
+        if candidate.ask.refused:
+            points = len(candidate.ask.refused)
+            self._display.event("points_refused", arm=arm.arm, points=points, why=arm.refuse(candidate.ask.refused[-1]))
         pairs = zip(candidate.trials, arm.seeds, strict=True)
         trials = [self._size(candidate, seed, trial, "search") for trial, seed in pairs]
         self._planned(trials, number=candidate.ask.number, refused=[dict(r) for r in candidate.ask.refused])
@@ -241,7 +262,14 @@ class Controller:
         for trial, fingerprint in zip(trials, prints, strict=True):
             outcome = self.outcomes[trial.id] = Outcome(trial, fingerprint)
             self._display.event(
-                "trial_planned", trial=trial.id, label=trial.label, arm=trial.arm, candidate=trial.candidate
+                "trial_planned",
+                trial=trial.id,
+                label=trial.label,
+                arm=trial.arm,
+                candidate=trial.candidate,
+                seed=trial.seed,
+                params=dict(trial.params),
+                kind=trial.kind,
             )
             before = found.get(fingerprint)
             if before is not None and before.sweep != self._folder.name:
@@ -298,10 +326,8 @@ class Controller:
                 continue
             if any(c.state is None for c in arm.candidates.values()):
                 continue
-            if any(o.trial.kind == "final" and o.trial.arm == arm.arm for o in self.outcomes.values()):
-                continue
             best = arm.best()
-            if best is not None:
+            if best is not None and final_id(best.id, self._settings.final_seeds[0]) not in self.outcomes:
                 seeds = self._settings.final_seeds
                 self._planned([self._size(best, seed, final_id(best.id, seed), "final") for seed in seeds])
 
@@ -518,16 +544,17 @@ class Controller:
         }
         return [c for c in paused if c not in busy]
 
+    def _resumable(self) -> list[tuple[ArmSearch, str]]:
+        return [(arm, c) for arm in self.arms.values() for c in arm.resumable(self._paused(arm))]
+
     def _resume_paused(self) -> bool:
         """Queue the paused candidates that a scheduler lets go on; whether there were any."""
-        for arm in self.arms.values():
-            chosen = arm.resumable(self._paused(arm))
-            again = [o.trial.id for c in chosen for o in self._of(c) if o.state == "paused"]
-            for candidate in chosen:
-                arm.goes_on(candidate)
-            for trial in again:
-                self.outcomes[trial].state = "waiting"
-            self.waiting += again
+        for arm, candidate in self._resumable():
+            arm.goes_on(candidate)
+            again = [o for o in self._of(candidate) if o.state == "paused"]
+            for outcome in again:
+                outcome.state = "waiting"
+            self.waiting += [o.trial.id for o in again]
         return bool(self.waiting)
 
     def _retire_paused(self) -> None:
@@ -556,7 +583,7 @@ class Controller:
         data = {"donor": donor.trial.id if donor else None, "step": step, "params": dict(fork.params)}
         self._ledger.append("trial_forked", trial=outcome.trial.id, data=data)
         outcome.trial = self._size(candidate, outcome.trial.seed, outcome.trial.id, "search")
-        outcome.forked = True
+        outcome.forked, outcome.gang = True, None
         changed = {k: v for k, v in fork.params.items() if before.get(k) != v}
         self._display.event(
             "trial_forked", trial=outcome.trial.id, donor=donor.trial.id if donor else None, step=step, changed=changed

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
+from sweeper.engines.base import Gang
 from sweeper.search.base import Stop
 from sweeper.search.history import Curve
 from sweeper.trial.spec import Trial
@@ -41,6 +42,8 @@ class Outcome:
     reused: str = ""
     """`sweep/trial` of a finished trial that stands for it."""
     forked: bool = False
+    gang: Gang | None = None
+    """What its next attempt needs, once it was asked."""
     reliefs: int = 0
     """How often it ran out of memory and was given less to hold."""
     settled: bool = False

@@ -25,7 +25,13 @@ from sweeper.tracking.spool import Call
 
 MARKER = "elapsed_s"
 """Seconds from the attempt's start to the step: a metric for people, and the mark of a step that is whole."""
-STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "interrupted": "KILLED"}
+STATUS = {
+    "finished": "FINISHED",
+    "pruned": "FINISHED",  # it has done what was wanted of it; the tag `sweeper.state` tells
+    "failed": "FAILED",
+    "stopped": "KILLED",
+    "interrupted": "KILLED",
+}
 MAX_METRICS = 1000
 """MLflow's limit for one batch."""
 MAX_PARAMS = 100

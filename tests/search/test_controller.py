@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from fakes import FakeArm, FakeCluster, FakeDisplay, FakeEngine, FakeTracker, fake_size, fake_trial
 
+from sweeper.clusters.base import Exit
 from sweeper.errors import SweeperError
 from sweeper.search import controller as module
 from sweeper.search import replay
+from sweeper.search.base import Fork, Verdict
 from sweeper.search.controller import Controller, Settings
 from sweeper.trial.index import Index
 from sweeper.trial.ledger import Ledger
@@ -123,7 +125,8 @@ def test_no_more_ranks_are_used_than_there_are_and_a_small_trial_passes_a_large_
     trials = [fake_trial(0, ranks=2), fake_trial(1, ranks=3), fake_trial(2, ranks=1)]
     bench = Bench(tmp_path, trials, ranks=3)
     assert set(bench.run().values()) == {"finished"}
-    assert bench.cluster.started == ["000", "002", "001"]
+    assert bench.cluster.peak == 3
+    assert bench.cluster.started == ["001", "000", "002"], "the large one first, the small ones beside each other"
 
 
 def test_a_trainer_that_ends_well_before_its_last_step_has_failed(tmp_path: Path) -> None:
@@ -200,3 +203,201 @@ def test_an_error_of_the_records_ends_the_sweep_and_leaves_nothing_running(
         bench.run()
     assert sorted(bench.cluster.ended) == ["000", "001"]
     assert bench.status("000")["state"] in ("stopped", "failed")
+
+
+class Script:
+    """A fake scheduler that says what the test wrote down: (candidate, step) -> verdicts."""
+
+    def __init__(self, says: dict[tuple[str, int], dict[str, Verdict]], lets: tuple[str, ...] = ()) -> None:
+        self.says, self.lets = says, lets
+        self.heard: list[tuple[str, int, float]] = []
+        self.over: list[str] = []
+
+    def added(self, candidate: str, params: Any) -> None: ...
+
+    def result(self, candidate: str, step: int, score: float) -> dict[str, Verdict]:
+        self.heard.append((candidate, step, score))
+        return self.says.get((candidate, step), {})
+
+    def ended(self, candidate: str) -> dict[str, Verdict]:
+        self.over.append(candidate)
+        return {}
+
+    def closed(self) -> dict[str, Verdict]:
+        return {}
+
+    def resumable(self, paused: Any) -> list[str]:
+        return [p for p in paused if p in self.lets]
+
+
+STOPPED = Verdict("stop", "asha: 0.2 at step 2 is worse than 0.4", {"bound": 0.4})
+
+
+def test_a_trial_worse_than_its_peers_is_ended_with_the_reason_and_counts_as_done(tmp_path: Path) -> None:
+    scheduler = Script({("001", 2): {"001": STOPPED}})
+    arm = FakeArm([fake_trial(0), fake_trial(1, hold=True)], scheduler=scheduler)
+    bench = Bench(tmp_path, [], arms=[arm])
+    assert bench.run() == {"000": "finished", "001": "pruned"}
+    status = bench.status("001")
+    assert (status["state"], status["stop"]["reason"], status["stop"]["evidence"]) == (
+        "pruned",
+        "worse",
+        {"bound": 0.4},
+    )
+    assert Ledger.read(bench.folder.path / "ledger.db")["001"].reason == "worse"
+    assert arm.sampler.told[1].state == "pruned", "the sampler learns of it"
+    assert ("001", 3, 0.3) not in scheduler.heard, "what it still said is not judged"
+
+
+def test_a_health_rule_ends_one_trial_and_no_other(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, [fake_trial(0, hold=True, signals={"kl": 5.0}), fake_trial(1)])
+    assert bench.run() == {"000": "pruned", "001": "finished"}
+    assert bench.status("000")["stop"]["reason"] == "kl-blow-up"
+    assert bench.status("000")["stop"]["evidence"]["kl"] == 5.0
+
+
+def test_a_paused_candidate_goes_on_from_its_checkpoint_when_the_scheduler_lets_it(tmp_path: Path) -> None:
+    scheduler = Script({("000", 2): {"000": Verdict("pause", "rung 2")}}, lets=("000",))
+    arm = FakeArm([fake_trial(0), fake_trial(1)], scheduler=scheduler)
+    bench = Bench(tmp_path, [], ranks=1, arms=[arm])
+    arm.trials[0].config["hold"] = True  # type: ignore[index]
+    bench.cluster.started.clear()
+    original = bench.engine.job
+
+    def job(config: Any, paths: Any) -> Any:  # held only the first time
+        return original({**config, "hold": config["hold"] and paths.folder.name == "attempt-1"}, paths)
+
+    bench.engine.job = job  # type: ignore[method-assign]
+    assert bench.run() == {"000": "finished", "001": "finished"}
+    assert bench.cluster.started == ["000", "001", "000"], "the new one came first"
+    lines = (bench.folder.trial("000") / "attempt-2" / "metrics.jsonl").read_text().splitlines()
+    assert not lines, "all four steps were saved before it was paused"
+
+
+def test_what_stays_paused_for_ever_is_retired_instead_of_hanging_the_sweep(tmp_path: Path) -> None:
+    scheduler = Script({("000", 2): {"000": Verdict("pause", "rung 2")}})
+    bench = Bench(tmp_path, [], arms=[FakeArm([fake_trial(0, hold=True)], scheduler=scheduler)])
+    assert bench.run() == {"000": "pruned"}
+
+
+def test_a_fork_takes_the_donors_checkpoint_and_the_new_values(tmp_path: Path) -> None:
+    fork = Verdict("fork", "worst quarter", fork=Fork("000", {"bonus": 9.0}))
+    scheduler = Script({("001", 2): {"001": fork}})
+    trials = [fake_trial(0, params={"bonus": 1.0}), fake_trial(1, params={"bonus": 0.0}, hold=True)]
+    bench = Bench(tmp_path, [], ranks=1, arms=[FakeArm(trials, scheduler=scheduler)])
+    original = bench.engine.job
+    bench.engine.job = lambda c, p: original({**c, "hold": c["hold"] and p.folder.name == "attempt-1"}, p)  # type: ignore[method-assign]
+    assert bench.run() == {"000": "finished", "001": "finished"}
+    assert bench.engine.adopted == [(4, "001")]
+    spec = json.loads((bench.folder.trial("001") / "attempt-2" / "spec.json").read_text())
+    assert '"bonus": 9.0' in spec["argv"][1]
+    event = bench.display.of("trial_forked")[0]
+    assert (event["donor"], event["changed"]) == ("000", {"bonus": 9.0})
+    assert Ledger.read(bench.folder.path / "ledger.db")["001"].forked
+
+
+def test_out_of_memory_is_never_tried_unchanged(tmp_path: Path) -> None:
+    log = "torch.MemoryError\n"
+    bench = Bench(tmp_path, [fake_trial(0, code=1, log=log, relief=1), fake_trial(1, code=1, log=log)])
+    assert bench.run() == {"000": "finished", "001": "failed"}
+    started = [e for e in Ledger.history(bench.folder.path / "ledger.db") if e.kind == "attempt_started"]
+    assert [(e.trial, e.data.get("changed")) for e in started] == [("000", None), ("001", None), ("000", "micro 4")]
+
+
+def test_a_lost_node_is_tried_again_and_does_not_count(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, [fake_trial(0, code=["lost", "lost", "lost", 0])])
+    assert bench.run() == {"000": "finished"}
+    assert bench.cluster.started == ["000"] * 4
+    assert bench.display.of("trial_retried")[0]["failure"] == "node-lost"
+
+
+def test_three_trials_that_fail_alike_end_the_sweep_which_says_so(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, [fake_trial(i, code=1) for i in range(6)], ranks=1)
+    states = bench.run()
+    assert list(states.values()) == ["failed"] * 3 + ["waiting"] * 3, "no fourth was started"
+    assert "failed in the same way" in bench.controller.given_up
+    assert "planted" in bench.display.of("warning")[0]["message"]
+
+
+def test_an_attempt_that_says_nothing_is_ended_with_where_it_hung(tmp_path: Path) -> None:
+    settings = {**FAILURES, "retries": 0, "first_step_s": 0.0}
+    bench = Bench(tmp_path, [fake_trial(0, hold=True, steps=0)], failures=settings)
+    assert bench.run() == {"000": "failed"}
+    status = bench.status("000")
+    assert status["failure"] == "stalled"
+    assert "File train.py, line 3, in wait_for_rollout" in status["root_cause"]
+
+
+def test_a_candidate_is_scored_over_its_seeds_and_told_once(tmp_path: Path) -> None:
+    arm = FakeArm([fake_trial(0), fake_trial(1)], seeds=(1, 2, 3), scheduler=Script({}))
+    bench = Bench(tmp_path, [], arms=[arm])
+    assert sorted(bench.run()) == ["000-s1", "000-s2", "000-s3", "001-s1", "001-s2", "001-s3"]
+    assert set(arm.sampler.told) == {0, 1}
+    assert arm.sampler.told[0].values == (pytest.approx(0.4),)
+    assert [h[:2] for h in arm.scheduler.heard if h[0] == "000"] == [("000", s) for s in (1, 2, 3, 4)], "a mean a step"
+    assert arm.scheduler.over == ["000", "001"]
+
+
+def test_the_best_of_each_arm_is_run_again_under_seeds_that_nothing_was_chosen_by(tmp_path: Path) -> None:
+    one = FakeArm([fake_trial(0), fake_trial(2, bonus=0.5)])
+    two = FakeArm([fake_trial(1, arm="1"), fake_trial(3, arm="1", code=1)], arm="1")
+    bench = Bench(tmp_path, [], arms=[one, two], final_seeds=(1001, 1002))
+    states = bench.run()
+    assert {t for t in states if "final" in t} == {
+        "002-final-s1001", "002-final-s1002", "001-final-s1001", "001-final-s1002",
+    }  # fmt: skip
+    again = Bench(tmp_path, [], arms=[one, two], final_seeds=(1001, 1002))
+    assert [o.trial.id for o in again.controller.outcomes.values() if o.trial.kind == "final"]
+    again.run()
+    assert set(again.cluster.started) <= {"003"}, "only what had failed was tried again"
+
+
+def test_arms_run_side_by_side(tmp_path: Path) -> None:
+    one = FakeArm([fake_trial(i) for i in (0, 2, 4)])
+    two = FakeArm([fake_trial(i, arm="1") for i in (1, 3, 5)], arm="1")
+    bench = Bench(tmp_path, [], ranks=1, arms=[one, two])
+    bench.run()
+    assert bench.cluster.started == ["000", "001", "002", "003", "004", "005"]
+
+
+def test_what_was_run_anywhere_in_the_store_is_reused_and_shown_as_reused(tmp_path: Path) -> None:
+    Bench(tmp_path, [fake_trial(0), fake_trial(1, code=1)], name="first").run()
+    bench = Bench(tmp_path, [fake_trial(0), fake_trial(1), fake_trial(2)], name="second", index=True)
+    assert set(bench.run().values()) == {"finished"}
+    assert sorted(bench.cluster.started) == ["001", "002"], "a failed trial is no result"
+    assert bench.controller.outcomes["000"].reused == "first/000"
+    assert bench.controller.outcomes["000"].curve.final_score == 0.4
+    assert bench.arms[0].sampler.told[0].values == (0.4,)
+    assert Ledger.read(bench.folder.path / "ledger.db")["000"].reused == "first/000"
+    other = Bench(tmp_path, [fake_trial(0)], name="third", index=True, never_reused=frozenset({"0"}))
+    other.run()
+    assert other.cluster.started == ["000"], "placement was searched on purpose"
+
+
+def test_a_running_attempt_of_a_dead_controller_is_followed_again_and_not_started_twice(tmp_path: Path) -> None:
+    first = Bench(tmp_path, [fake_trial(0, hold=True), fake_trial(1)])
+    first.controller._start()
+    attempts = {str(a.folder): a for a in first.cluster.running}
+    for attempt in attempts.values():
+        attempt.poll(), attempt.poll()
+    first.controller._follow()
+    first.ledger.close()  # killed here: 000 runs on, 001 ends unseen
+    cluster = FakeCluster(2)
+    cluster.left = attempts
+    again = Bench(tmp_path, [fake_trial(0, hold=True), fake_trial(1)], cluster=cluster)
+    held = next(a for a in attempts.values() if a.folder.parent.name == "000")
+    held._exit = Exit(0, "exit", "", 0.0)  # its trainer ends
+    assert again.run() == {"000": "finished", "001": "finished"}
+    assert cluster.started == [], "nothing was started a second time"
+    assert again.display.of("attempt_reattached")
+    states = Ledger.read(again.folder.path / "ledger.db")
+    assert {s.attempts for s in states.values()} == {1}
+
+
+def test_ranks_that_another_sweep_holds_are_waited_for(tmp_path: Path) -> None:
+    cluster = FakeCluster(1)
+    cluster.taken = 1
+    bench = Bench(tmp_path, [fake_trial(0)], cluster=cluster)
+    threading.Timer(0.2, setattr, (cluster, "taken", 0)).start()
+    assert bench.run() == {"000": "finished"}
+    assert "another sweep" in bench.display.of("sweep_waiting")[0]["message"]

@@ -197,7 +197,7 @@ class FakeDisplay:
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
 
-    def event(self, kind: str, **data: Any) -> None:
+    def event(self, kind: str, /, **data: Any) -> None:
         self.events.append({"event": kind, **data})
 
     def of(self, kind: str) -> list[dict[str, Any]]:
