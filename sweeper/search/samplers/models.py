@@ -2,7 +2,7 @@
 
 Guarantees: a new Optuna sampler with a seed of its own for every ask, so that no random state outlives one; torch is
 imported by `gp` alone, in its first proposal after the start-up. No setting of a user's logging is changed: only
-Optuna's storages are made to keep quiet about each study.
+Optuna's storages and Gaussian process are made to keep quiet.
 
 How each takes in what happened (measured in benchmarks/README.md, section samplers):
 
@@ -46,6 +46,7 @@ GP_REFUSED = 64
 """So many refused points, the newest, are in the constraint's model: fitting is cubic in their number."""
 
 logging.getLogger("optuna.storages").setLevel(logging.WARNING)  # they announce every study
+logging.getLogger("optuna._gp").setLevel(logging.ERROR)  # it recommends another package for speed
 
 
 def make(kind: str, space: Space, seed: int, modes: Sequence[str], options: Mapping[str, Any]) -> Model:
@@ -278,6 +279,11 @@ class Process(_Base):
                 study.add_trial(trial)
             elif entry.state == "running":
                 study.add_trial(self._trial(entry, TrialState.RUNNING))
+        if len(results) >= startup:
+            import torch
+
+            # The matrices are small: more threads cost more than they bring, and would compete with the trials.
+            torch.set_num_threads(1)
         seed = derived(self._seed, len(memory))
         startup += len(refused) if constrained else 0
         sampler = _Gp(self._searched, seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
