@@ -100,6 +100,8 @@ class Fork:
     donor: str
     params: Mapping[str, Any]
     """Every dim's value from now on."""
+    step: int | None = None
+    """The donor's step that was judged: the checkpoint to go on from; None: its latest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +134,15 @@ class Scheduler(Protocol):
         """It will not run any more: finished, failed, or ended by another rule."""
         ...
 
+    def closed(self) -> dict[str, Verdict]:
+        """There will be no other candidate, though the plan had more (the sampler has no point left)."""
+        ...
+
     def resumable(self, paused: Iterable[str]) -> list[str]:
-        """Which of the paused candidates may go on now, most promising first."""
+        """Which of the paused candidates may go on now, the first one first. Only a question: it changes nothing.
+
+        A new candidate, where there is one to come, goes before them.
+        """
         ...
 
 
