@@ -8,13 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from processes import left_over, wait_for
 
 pytestmark = pytest.mark.real
 
@@ -28,32 +27,6 @@ def sweep(folder: Path, *overrides: str, timeout: float = 500) -> subprocess.Com
     return subprocess.run(
         [*SWEEP, CPU, *overrides], cwd=folder, capture_output=True, text=True, timeout=timeout, check=False
     )
-
-
-def left_over(folder: Path) -> list[str]:
-    """Processes that work in the folder or carry its name, after a moment for the kernel."""
-    found: list[str] = []
-    for _ in range(20):
-        found = []
-        for process in psutil.process_iter():
-            try:
-                where = [process.cwd(), *process.cmdline(), *process.environ().values()]
-            except psutil.Error:
-                continue
-            if process.pid != os.getpid() and any(str(folder) in w for w in where):
-                found.append(f"{process.pid} {process.name()}")
-        if not found:
-            break
-        time.sleep(0.5)
-    return found
-
-
-def wait_for(path: Path, text: str, process: subprocess.Popen[Any], timeout: float = 240) -> None:
-    deadline = time.monotonic() + timeout
-    while text not in (path.read_text() if path.exists() else ""):
-        assert process.poll() is None, path.read_text()
-        assert time.monotonic() < deadline, path.read_text()
-        time.sleep(0.2)
 
 
 def status(folder: Path, trial: str, attempt: int = 1) -> dict[str, Any]:
@@ -207,17 +180,6 @@ def test_ctrl_c_stops_gently_and_resume_goes_on_from_the_checkpoint(tmp_path: Pa
     steps = [json.loads(line)["step"] for line in lines if "critic/rewards/mean" in line]
     assert steps[0] > 1, "it did not start over"
     assert steps[-1] == 6
-
-
-def test_sigkill_of_the_controller_leaves_nothing_running(tmp_path: Path) -> None:
-    out = tmp_path / "out.txt"
-    with out.open("w") as stream:
-        process = subprocess.Popen([*SWEEP, CPU, "name=k", *SHORT], cwd=tmp_path, stdout=stream, stderr=stream)
-        wait_for(out, "started", process)
-        time.sleep(3)  # its Ray cluster is coming up
-        process.kill()
-        process.wait()
-    assert left_over(tmp_path) == []
 
 
 def test_json_output_is_nothing_but_events(tmp_path: Path) -> None:
