@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from sweeper.clusters.gang import janitor
 from sweeper.clusters.local import LocalAttempt, LocalCluster
@@ -74,3 +77,50 @@ def test_two_rays_at_once_are_strangers(tmp_path: Path) -> None:
         assert not attempt.den.exists()
         assert janitor.marked(attempt.den.name.removeprefix(janitor.PREFIX)) == []
         assert not any(Path(f"/proc/{w['pid']}").exists() for one in said for w in one["seen"])
+
+
+HANGS = """
+import sys, time
+import ray
+ray.init(runtime_env={"py_executable": sys.argv[1]} if sys.argv[1:] else None)
+
+@ray.remote
+class Worker:
+    def worker_hangs_here(self):
+        open("hangs", "w").close()
+        time.sleep(600)
+
+def driver_waits_here():
+    ray.get(Worker.remote().worker_hangs_here.remote())
+
+driver_waits_here()
+"""
+
+
+@pytest.mark.parametrize("forked", [True, False])
+def test_a_dump_shows_where_rays_workers_hang(tmp_path: Path, forked: bool) -> None:
+    (tmp_path / "trainer.py").write_text(HANGS)
+    job = Job(
+        argv=(sys.executable, str(tmp_path / "trainer.py")),
+        env={"RAY_LOG_TO_DRIVER": "0"},
+        inherit=(),
+        files={},
+        gang=Gang(nodes=1, gpus_per_node=1),
+        python=sys.executable,
+        metrics="metrics.jsonl",
+        total_steps=1,
+        preload=("decimal",) if forked else (),
+        fork_argv=("{python}",) if forked else (),
+    )
+    attempt = LocalCluster(SHAPE).start(job, tmp_path, (0,))
+    assert isinstance(attempt, LocalAttempt)
+    deadline = time.monotonic() + 240  # a loaded machine
+    while not (tmp_path / "hangs").exists():
+        assert attempt.poll() is None and time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
+        time.sleep(0.05)
+    attempt.stop(dump=True)
+    assert attempt.wait(60).reason == "stopped"
+    log = (tmp_path / "log.txt").read_text()
+    assert "in worker_hangs_here" in log
+    assert "in driver_waits_here" in log
+    assert log.count("sweeper: stacks of process") == 2  # the driver and the worker, none of Ray's own

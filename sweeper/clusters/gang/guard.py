@@ -114,7 +114,10 @@ def command_line(pid: int) -> list[str]:
         return []
 
 
-RAYS_OWN = ("ray/dashboard/", "runtime_env/agent", "ray.scripts.scripts", "log_monitor.py")
+RAYS_OWN = (
+    "ray/dashboard/", "runtime_env/agent", "ray.scripts.scripts", "log_monitor.py", "ray.util.client.server",
+    "ray::RuntimeEnvAgent", "ray::DashboardAgent", "ray::IDLE",
+)  # fmt: skip
 """Words of Ray's own Python processes: they serve, and hang nowhere."""
 
 
