@@ -6,6 +6,7 @@ that is written holds a secret; the trial can be run by hand from what is writte
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from sweeper.config import tree
+from sweeper.config.interpolation import Graph, related
 from sweeper.engines.base import AttemptPaths, Config, Gang, Job
 from sweeper.engines.verl import checkpoints, preload, resume, schedule
 from sweeper.engines.verl.base_config import load
@@ -215,27 +217,45 @@ def to_yaml(trainer: Config) -> str:
     return str(yaml.dump({**header, **trainer}, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True))
 
 
+@lru_cache
+def _known(option: str) -> tuple[dict[str, Any], tuple[str, ...], frozenset[str]]:
+    """verl's defaults by key, the keys among them that are derived from others, and the keys that these read."""
+    reads = Graph(load(option)).reads
+    known = dict(tree.values(load(option)))
+    derived = tuple(k for k, v in known.items() if isinstance(v, str) and "${" in v)
+    return known, derived, frozenset(key for keys in reads.values() for key in keys)
+
+
+@lru_cache(maxsize=8192)
+def _is_read(option: str, key: str) -> bool:
+    return any(related(key, other) for other in _known(option)[2])
+
+
+@lru_cache(maxsize=64)
+def _derived(option: str, given: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    """verl's config where those keys have those values (as JSON), by key. Resolving takes a third of a second, and the
+    trials of a sweep hardly ever differ in what others are derived from."""
+    follows: Any = OmegaConf.create(load(option))
+    for key, value in given:
+        OmegaConf.update(follows, key, json.loads(value), force_add=True)
+    resolved: Any = OmegaConf.to_container(follows, resolve=True, throw_on_missing=False)
+    return dict(tree.values(resolved))
+
+
 def overrides(trainer: Config) -> list[str]:
     """What differs from verl's defaults, as the override lines that a verl user would type.
 
     A default that is derived from another key is taken as derived from this config's: `rollout.prompt_length` does not
     differ where `data.max_prompt_length` does.
     """
-    base = load(MODEL_ENGINE.get(trainer["actor_rollout_ref"]["actor"]["strategy"], "dp"))
-    known = dict(tree.values(base))
-    derived = tuple(k for k, v in known.items() if isinstance(v, str) and "${" in v)
-    follows: Any = OmegaConf.create(base)
-    own = [
-        (k, v)
-        for k, v in tree.values(trainer)
-        if k not in derived and not k.startswith(tuple(f"{d}." for d in derived))
-    ]
-    for key, value in own:
-        OmegaConf.update(follows, key, value, force_add=True)
-    resolved: Any = OmegaConf.to_container(follows, resolve=True, throw_on_missing=False)
-    defaults = dict(tree.values(resolved))
+    option = MODEL_ENGINE.get(trainer["actor_rollout_ref"]["actor"]["strategy"], "dp")
+    known, derived, _ = _known(option)
+    below = tuple(f"{d}." for d in derived)
+    values = list(tree.values(trainer))
+    own = [(k, v) for k, v in values if k not in derived and not k.startswith(below)]
+    defaults = _derived(option, tuple((k, json.dumps(v)) for k, v in own if _is_read(option, k)))
     differ = [(k, v) for k, v in own if k in known and known[k] != v]
-    differ += [(k, v) for k, v in tree.values(trainer) if k in derived and k in defaults and defaults[k] != v]
+    differ += [(k, v) for k, v in values if k in derived and k in defaults and defaults[k] != v]
     added = [(k, v) for k, v in own if k not in known]
     return [f"{k}={_value(v)}" for k, v in sorted(differ)] + [f"+{k}={_value(v)}" for k, v in added]
 
