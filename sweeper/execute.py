@@ -22,9 +22,10 @@ from sweeper.plan.arms import ArmPlan
 from sweeper.plan.plan import Plan
 from sweeper.report import events, table
 from sweeper.report.rows import Request
-from sweeper.search import replay, request, samplers, schedulers
+from sweeper.search import placement, replay, request, samplers, schedulers
 from sweeper.search.arm import ArmSearch, Candidate
-from sweeper.search.controller import Controller, Settings, planned
+from sweeper.search.base import Refuse
+from sweeper.search.controller import Controller, Settings, Size, planned
 from sweeper.search.outcome import Outcome
 from sweeper.tracking.base import Tracker
 from sweeper.trial.identity import fingerprint, is_placement, placement_of
@@ -82,6 +83,7 @@ def _run(
         folder=str(folder.path),
         trials={t.id: t.label for t in known.values()} if not plan.search.samples else {},
         planned=_planned(plan),
+        mode=_mode(plan),
         overrides=list(plan.overrides),
     )
     tracker = tracking.get(plan.settings["tracking"], warn=lambda message: display.event("warning", message=message))
@@ -92,9 +94,11 @@ def _run(
         {"overrides": shlex.join(plan.overrides)},
     )
     labels = {arm.id: arm.label for arm in plan.arms}
+    asked = _report(plan, labels)
+    chosen = placement.choose(plan, engine, cluster, folder.path, display)
     controller = Controller(
         arms=[_arm_search(plan, number, engine, folder) for number in range(len(plan.arms))],
-        size=_sizer(plan, known, display),
+        size=_sizer(plan, known, display, chosen),
         engine=engine,
         cluster=cluster,
         folder=folder,
@@ -125,10 +129,15 @@ def _run(
         for trial_id, run_id in tracker.run_ids().items():
             if trial_id in outcomes:
                 outcomes[trial_id].run_id = run_id
-        display.event("sweep_ended", state=state, trials=table.rows(outcomes.values(), _mode(plan)))
+        display.event(
+            "sweep_ended",
+            state=state,
+            trials=table.rows(outcomes.values(), asked),
+            **table.summary(outcomes.values(), asked),
+        )
         index.close()
     if str(plan.settings["output"]) != "json":
-        _closing(outcomes, folder, tracker, state, sent, _report(plan, labels))
+        _closing(outcomes, folder, tracker, state, sent, asked)
     return 0 if state == "finished" else 1
 
 
@@ -147,7 +156,6 @@ def _arm_search(plan: Plan, number: int, engine: Engine, folder: SweepFolder) ->
     """The search of one arm. Every arm has the same seed, so that where their spaces are alike so are their points."""
     arm, search = plan.arms[number], plan.search
     config = arm.example.trial.config if arm.example else _config(plan)
-    steps = engine.milestones(dict(config))
     work = arm.example.work if arm.example else None
     lower = {"gpu_hours"}
     journal = folder.path / "studies" / f"{arm.id}.journal" if search.samples else None
@@ -168,9 +176,11 @@ def _arm_search(plan: Plan, number: int, engine: Engine, folder: SweepFolder) ->
             {"name": search.scheduler, **search.scheduler_options},
             arm.dims,
             mode=search.mode,
-            validations=steps.validations,
+            validations=engine.validates(dict(config)),
             total_steps=work.steps if work else 0,
             seed=int(config.get("seed") or 0),
+            candidates=arm.budget,
+            refuse=arm.refuse,
         ),
         refuse=_refuse(plan, arm),
         budget=arm.budget,
@@ -181,7 +191,7 @@ def _arm_search(plan: Plan, number: int, engine: Engine, folder: SweepFolder) ->
     )
 
 
-def _refuse(plan: Plan, arm: ArmPlan) -> Any:
+def _refuse(plan: Plan, arm: ArmPlan) -> Refuse:
     """What cannot run. Of a grid all points were checked already; those that are planned can run."""
     if plan.search.samples:
         return arm.refuse
@@ -192,18 +202,20 @@ def _refuse(plan: Plan, arm: ArmPlan) -> Any:
     return lambda params: "" if repr(sorted(params.items(), key=lambda kv: kv[0])) in keys else "it cannot run"
 
 
-def _sizer(plan: Plan, known: Mapping[str, Trial], display: events.Display) -> Any:
+def _sizer(
+    plan: Plan, known: Mapping[str, Trial], display: events.Display, chosen: Mapping[str, placement.Choice]
+) -> Size:
     arms = {arm.id: arm for arm in plan.arms}
 
     def size(candidate: Candidate, seed: int | None, trial_id: str, kind: str) -> Trial:
         found = known.get(trial_id)
         if found is not None and dict(found.params) == candidate.params:
-            return found
+            return placement.applied(found, chosen)
         sized = arms[candidate.arm].sized(
             candidate.params, seed=seed, candidate=candidate.id, trial_id=trial_id, kind=kind
         )
         _prepare([sized.trial], display)
-        return sized.trial
+        return placement.applied(sized.trial, chosen)
 
     return size
 
@@ -214,6 +226,7 @@ def _settings(plan: Plan) -> Settings:
     return Settings(
         stop=config["stop"],
         failures=config["failures"],
+        placement=config["placement"],
         mode=plan.search.mode,
         max_concurrent=plan.settings["max_concurrent"],
         final_seeds=plan.search.final_seeds,
@@ -230,9 +243,9 @@ def _placement_dims(arm: ArmPlan) -> list[str]:
 
 
 def _report(plan: Plan, labels: Mapping[str, str]) -> Request:
-    placement = {name: None for arm in plan.arms for name in _placement_dims(arm)}
+    searched = {name: None for arm in plan.arms for name in _placement_dims(arm)}
     device = next(iter(plan.shapes.values())).device
-    return Request(_mode(plan), plan.search.objectives, labels, tuple(placement), device)
+    return Request(_mode(plan), plan.search.objectives, labels, tuple(searched), device)
 
 
 # --- what was asked for, then and now ---
@@ -281,7 +294,12 @@ def _steps(started: Mapping[str, Any], engine: Engine) -> Any:
 
 def _extended(ledger: Ledger, plan: Plan) -> bool:
     last = [e.data for e in ledger.events() if e.kind in ("sweep_started", "sweep_extended")][-1]
-    return list(last.get("overrides") or ()) != list(plan.overrides)
+    return _asked(last.get("overrides") or ()) != _asked(plan.overrides)
+
+
+def _asked(overrides: Sequence[str]) -> list[str]:
+    """What of a request says what the sweep is, and not where it is or how it is shown."""
+    return sorted(o for o in overrides if o.split("=")[0] not in ("name", "store", "output"))
 
 
 def _extend(ledger: Ledger, plan: Plan, engine: Engine) -> None:

@@ -28,6 +28,7 @@ from sweeper.search.admission import Admission, Held, Waiting
 from sweeper.search.arm import ArmSearch, Candidate, final_id
 from sweeper.search.base import Fork, Stop, Verdict
 from sweeper.search.outcome import SPEEDS, Outcome
+from sweeper.search.placement import Guard
 from sweeper.search.stops import Health
 from sweeper.tracking.base import Tracker
 from sweeper.trial.failures import Policy, Stalls
@@ -55,6 +56,7 @@ class Settings:
 
     stop: Mapping[str, Any]
     failures: Mapping[str, Any]
+    placement: Mapping[str, Any] = field(default_factory=dict)
     mode: str = "max"
     max_concurrent: int | None = None
     final_seeds: tuple[int, ...] = ()
@@ -126,6 +128,7 @@ class Controller:
         self.running: list[_Running] = []
         self.verdicts: dict[str, Verdict] = {}
         """By candidate: decided before a death of the controller and not carried out yet."""
+        self._guard = Guard(settings.placement)
         self._said_waiting = False
         self._signals = 0
         self.given_up = ""
@@ -466,6 +469,8 @@ class Controller:
             if p.score is not None and outcome.trial.kind == "search":
                 arm = self.arms[outcome.trial.arm]
                 self._judge(arm.scored(outcome.trial.candidate, outcome.trial.id, p.step, p.score))
+        if flagged := self._guard.see(outcome.trial.id, p):
+            self._display.event("warning", message=flagged)
         stop = r.health.see(p)
         if stop is not None and not r.intent and not self._signals:
             self._end_early(r, stop)
