@@ -69,7 +69,7 @@ def test_groups_that_may_be_the_same_are_not_and_more_seeds_are_reckoned() -> No
 
 
 def test_three_seeds_of_nothing_are_rarely_told_apart() -> None:
-    """A bootstrap alone would say so every fourth time or so; the t-test holds it to its 5%."""
+    """A bootstrap alone would say so every sixth time or so; the t-test holds it to its 5%."""
     rng = random.Random(2)
     pairs = [[[rng.gauss(0, 1) for _ in range(3)] for _ in range(2)] for _ in range(200)]
     apart = sum((found := compare(a, b)) is not None and found.told_apart for a, b in pairs)
