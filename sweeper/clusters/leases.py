@@ -23,10 +23,18 @@ BUSY_S = 1.0
 
 
 def root() -> Path:
-    """The folder of the locks, made if needed. Not below TMPDIR, which two jobs of a batch system do not share."""
-    chosen = Path(os.environ.get(RUNTIME) or f"/tmp/sweeper-{os.getuid()}") / "ranks"
-    chosen.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return chosen
+    """The folder of the locks, made if needed. Not below TMPDIR, which two jobs of a batch system do not share.
+
+    Raises:
+        OSError: It cannot be made, or is somebody else's.
+    """
+    ours = Path(os.environ.get(RUNTIME) or f"/tmp/sweeper-{os.getuid()}")
+    ranks = ours / "ranks"
+    ranks.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not os.environ.get(RUNTIME) and ours.lstat().st_uid != os.getuid():
+        # Anybody can make folders in /tmp, and could lead our writes elsewhere.
+        raise PermissionError(f"{ours} belongs to another user; set {RUNTIME} to a folder of yours")
+    return ranks
 
 
 def take(names: Sequence[str], ranks: int, holder: str) -> dict[str, int] | None:

@@ -200,10 +200,17 @@ class LocalCluster:
         threading.Thread(target=janitor.sweep, daemon=True).start()
 
     def free(self) -> tuple[int, ...]:
-        """Ranks that are free now."""
+        """Ranks that are free now.
+
+        Raises:
+            SweeperError: The locks of the machine's ranks cannot be used.
+        """
         self._running = [attempt for attempt in self._running if attempt.poll() is None]
         allowed = self.shape.gpus_per_node - sum(attempt.ranks for attempt in self._running)
-        return (max(0, min(allowed, len(leases.free(list(self._ids))))),)
+        try:
+            return (max(0, min(allowed, len(leases.free(list(self._ids))))),)
+        except OSError as error:
+            raise SweeperError(f"which ranks of this machine are free cannot be found out: {error}") from error
 
     def start(self, job: Job, folder: Path, nodes: tuple[int, ...]) -> Attempt | None:
         """Start an attempt, or None if its ranks are not free any more. `nodes` can only be (0,)."""

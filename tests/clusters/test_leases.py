@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from sweeper.clusters import leases
+from sweeper.clusters.local import LocalCluster
+from sweeper.engines.base import Shape
+from sweeper.errors import SweeperError
 
 RANKS = [f"cpu-{i}" for i in range(6)]
 
@@ -87,3 +90,16 @@ def test_a_suspended_controller_does_not_make_others_hang(monkeypatch: pytest.Mo
     assert leases.free(RANKS) == []
     os.close(taking)
     assert leases.free(RANKS) == RANKS
+
+
+def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(leases.RUNTIME)
+    monkeypatch.setattr("os.getuid", lambda: 12_345_678)  # so /tmp/sweeper-12345678, which we make, is not that user's
+    try:
+        with pytest.raises(PermissionError, match="SWEEPER_RUNTIME"):
+            leases.free(RANKS)
+        with pytest.raises(SweeperError, match="belongs to another user"):
+            LocalCluster(Shape("here", "cpu", 1, 2)).free()
+    finally:
+        Path("/tmp/sweeper-12345678/ranks").rmdir()
+        Path("/tmp/sweeper-12345678").rmdir()

@@ -46,7 +46,7 @@ DUMP_S, DUMP_EACH_S = 5.0, 1.0
 DUMP_LIMIT = 200_000
 """Bytes of one process's stacks: faulthandler writes at most 100 frames of at most 100 threads."""
 TOUCH_S = 3600.0
-"""Between two touches of our lock files: what looks unused for days is removed from /tmp on some machines."""
+"""Between two touches of our files: what looks unused for days is removed from /tmp on some machines."""
 LOCK = "lock"
 """Its name in the temp-dir."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -214,10 +214,12 @@ class Guard:
 
     def wait_for_end(self) -> tuple[str, float]:
         """Wait until something ends the attempt. Returns the reason and the grace period in seconds."""
+        touch_at = time.monotonic() + TOUCH_S
         while True:
-            ready, _, _ = select.select([self.control, self.signals], [], [], TOUCH_S)
-            if not ready:
-                for fd in (self.lock, *self.ranks):
+            ready, _, _ = select.select([self.control, self.signals], [], [], max(0.0, touch_at - time.monotonic()))
+            if time.monotonic() >= touch_at:
+                touch_at = time.monotonic() + TOUCH_S
+                for fd in (self.control, self.lock, *self.ranks):
                     os.utime(fd)
             terminated = self.signals in ready and signal.SIGTERM in os.read(self.signals, 4096)
             self.reap()
