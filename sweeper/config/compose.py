@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra import compose
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sweeper.config import experiment, explain, grammar, tree
@@ -38,6 +38,7 @@ MEANT: Mapping[str, tuple[str, ...]] = {
     "seed": names.SEEDS,
 }
 """Each name with the verl keys that say the same."""
+_ABSENT = object()
 FAILURES = (HydraException, OmegaConfBaseException)
 
 
@@ -52,38 +53,83 @@ class Composed:
     """What the user set as values of keys: dotted key -> value as composed. Groups are not in it.
 
     That is what was typed, and what the chosen experiment's own file sets where nothing typed speaks of the same."""
+    choices: Mapping[str, str]
+    """Each config group -> the option that was chosen."""
 
 
-def compose_points(points: Sequence[Point]) -> list[Composed]:
+class Composer:
+    """Makes configs of points, as many as are asked for; remembers what they share."""
+
+    def __init__(self) -> None:
+        self._bases: dict[tuple[str, ...], _Base | list[Problem]] = {}
+        self._files: dict[str, list[str]] = {}
+
+    def compose(self, point: Point) -> Composed:
+        """The config of a point. Hydra must be initialized (`hydra_app.initialized`).
+
+        Raises:
+            RequestError: Every problem of the point.
+        """
+        lines = _split(point)
+        base = self._base(lines, frozenset(line.key for line in lines if line.free))
+        values = {line.key: line.value for line in lines if line.settable}
+        try:
+            config = base.config(values)
+        except FAILURES as error:
+            raise RequestError(explain.resolving(error)) from None
+        typed = _explicit(point, config)
+        chosen = _experiment(point)
+        if chosen not in self._files:
+            self._files[chosen] = experiment.keys(experiment.load(chosen)) if chosen else []
+        explicit = {**_set_by(self._files[chosen], typed, config), **typed}
+        if problems := explain.ignored(explicit):
+            raise RequestError(problems)
+        return Composed(point, config, explicit, base.choices)
+
+    def _base(self, lines: Sequence[_Line], free: frozenset[str]) -> _Base:
+        """The compose that these lines share with others; the values of `free` keys are no part of it."""
+        shape = tuple(
+            line.text if not line.settable else f"{line.text.partition('=')[0]}="
+            for line in lines
+            if line.key not in free
+        )
+        if shape not in self._bases:
+            self._bases[shape] = _composed(lines, free)
+        base = self._bases[shape]
+        if isinstance(base, list):
+            raise RequestError(base)
+        if strange := {key for key in free if not base.has(key)}:
+            return self._base(lines, free - strange)
+        return base
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """One override line of a point."""
+
+    text: str
+    key: str
+    value: Any = None
+    settable: bool = False
+    """Whether its value can be set on a config that was composed with another one."""
+    free: bool = False
+    """Whether it can be set on a config that was composed without it, where that has the key."""
+
+
+def compose_points(points: Sequence[Point], composer: Composer | None = None) -> list[Composed]:
     """The config of every point, in order. Hydra must be initialized (`hydra_app.initialized`).
 
     Raises:
         RequestError: Every problem of every point, identical ones once, with the number of trials concerned.
     """
-    bases: dict[tuple[str, ...], _Base | list[Problem]] = {}
-    files: dict[str, list[str]] = {}
+    composer = composer or Composer()
     found: list[Composed] = []
     problems: Counter[Problem] = Counter()
     for point in points:
-        values, shape = _split(point)
-        if shape not in bases:
-            bases[shape] = _base(point, values)
-        base = bases[shape]
-        if isinstance(base, list):
-            problems.update(base)
-            continue
         try:
-            config = base.config(values)
-        except FAILURES as error:
-            problems.update(explain.resolving(error))
-            continue
-        typed = _explicit(point, config)
-        chosen = _experiment(point)
-        if chosen not in files:
-            files[chosen] = experiment.keys(experiment.load(chosen)) if chosen else []
-        explicit = {**_set_by(files[chosen], typed, config), **typed}
-        problems.update(explain.ignored(explicit))
-        found.append(Composed(point, config, explicit))
+            found.append(composer.compose(point))
+        except RequestError as error:
+            problems.update(error.problems)
     if problems:
         raise RequestError(_counted(p, n, len(points)) for p, n in problems.items())
     return found
@@ -94,21 +140,19 @@ def _counted(problem: Problem, trials: int, total: int) -> Problem:
     return problem if trials == total else replace(problem, what=f"{problem.what} ({trials} of {total} trials)")
 
 
-def _split(point: Point) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The values that can be set on a shared compose, and all that must be equal for it to be shared."""
+def _split(point: Point) -> list[_Line]:
     varied = {key.lstrip("~") for key in point.varied}
-    parsed = [(line, grammar.parse(line)) for line in point.overrides]
-    values: dict[str, Any] = {}
-    shape = []
-    for line, override in parsed:
-        key = grammar.key_of(override)
-        others = [grammar.key_of(o) for other, o in parsed if other is not line]
-        if key in varied and _settable(override) and not any(related(key, other) for other in others):
-            values[key] = override.value()
-            shape.append(f"{override.get_key_element()}=")
+    parsed = [grammar.parse(line) for line in point.overrides]
+    keys = [grammar.key_of(override) for override in parsed]
+    lines = []
+    for index, (text, key, override) in enumerate(zip(point.overrides, keys, parsed, strict=True)):
+        alone = not any(related(key, other) for i, other in enumerate(keys) if i != index)
+        if key in varied and alone and _settable(override):
+            plain = not (override.is_add() or override.is_force_add())
+            lines.append(_Line(text, key, override.value(), settable=True, free=plain))
         else:
-            shape.append(line)
-    return values, tuple(shape)
+            lines.append(_Line(text, key))
+    return lines
 
 
 def _settable(override: Override) -> bool:
@@ -120,55 +164,73 @@ def _settable(override: Override) -> bool:
     return value is None or isinstance(value, int | float)
 
 
-def _base(point: Point, values: Mapping[str, Any]) -> _Base | list[Problem]:
+def _composed(lines: Sequence[_Line], free: frozenset[str]) -> _Base | list[Problem]:
+    kept = [line for line in lines if line.key not in free]
     try:
-        return _Base(full(point.overrides), values)
+        return _Base(*full(line.text for line in kept), {line.key: line.value for line in kept if line.settable})
     except FAILURES as error:
-        return explain.composing(point.overrides, error)
+        return explain.composing([line.text for line in lines], error)  # of all lines: one mistake hides no other
 
 
-def full(overrides: Iterable[str]) -> DictConfig:
-    """One full compose by Hydra, unresolved."""
-    cfg: DictConfig = compose(CONFIG_NAME, overrides=list(overrides))
-    return cfg
+def full(overrides: Iterable[str]) -> tuple[DictConfig, dict[str, str]]:
+    """One full compose by Hydra, unresolved, and the option that it chose of each group."""
+    cfg: DictConfig = compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
+    choices = {str(group): str(option) for group, option in cfg.hydra.runtime.choices.items()}
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg, choices
 
 
 class _Base:
     """One full compose, from which points that differ in plain values are made."""
 
-    def __init__(self, cfg: DictConfig, values: Mapping[str, Any]) -> None:
-        self.cfg = cfg
+    def __init__(self, cfg: DictConfig, choices: Mapping[str, str], values: Mapping[str, Any]) -> None:
+        self.cfg, self.choices = cfg, choices
         self.resolved: Config = _plain(cfg)
-        graph = Graph(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[arg-type]  # a dict: cfg is one
-        self.set = dict(values)
-        """What the config's own nodes hold now."""
-        self.affected = {key: graph.affected(key) for key in values}
-        self.readers: dict[str, list[str]] = {}
-        """Interpolation -> the varied keys that it may read."""
-        for key, leaves in self.affected.items():
-            for leaf in leaves:
-                self.readers.setdefault(leaf, []).append(key)
-        self.known: dict[tuple[str, tuple[Any, ...]], Any] = {}
+        self._raw: Config = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]  # cfg is a dict
+        self._graph = Graph(self._raw)
+        self._set = dict(values)
+        """What the config's own nodes hold now, of those that were set."""
+        self._affected: dict[str, frozenset[str]] = {}
+        self._known: dict[tuple[str, tuple[Any, ...]], Any] = {}
+
+    def has(self, key: str) -> bool:
+        """Whether a plain value can be set at this key: there is one already."""
+        value = tree.get(self.resolved, key, _ABSENT)
+        return value is not _ABSENT and not isinstance(value, dict | list)
 
     def config(self, values: Mapping[str, Any]) -> Config:
         """The resolved config with these values."""
         config: Config = tree.copy(self.resolved)
         for key, value in values.items():
             tree.put(config, key, value)
-        for leaf, keys in self.readers.items():
+        for leaf, keys in self._readers(values).items():
             tree.put(config, leaf, tree.copy(self._resolve(leaf, keys, values)))
         return config
 
+    def _readers(self, values: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Each interpolation that may read one of these keys -> those keys."""
+        found: dict[str, list[str]] = {}
+        for key in values:
+            if key not in self._affected:
+                self._affected[key] = self._graph.affected(key)
+            for leaf in self._affected[key] - values.keys():
+                found.setdefault(leaf, []).append(key)
+        return found
+
     def _resolve(self, leaf: str, keys: Sequence[str], values: Mapping[str, Any]) -> Any:
         # The type is part of it: 1, 1.0 and True are equal and hash alike, and print differently.
-        case = (leaf, tuple((type(values[k]), values[k]) for k in keys))
-        if case not in self.known:
+        case = (leaf, tuple((key, type(values[key]), values[key]) for key in keys))
+        if case not in self._known:
+            for key in self._set.keys() - values.keys():
+                OmegaConf.update(self.cfg, key, tree.get(self._raw, key))
+                del self._set[key]
             for key, value in values.items():
-                if self.set[key] is not value:
+                if key not in self._set or self._set[key] is not value:
                     OmegaConf.update(self.cfg, key, value)
-                    self.set[key] = value
-            self.known[case] = _plain(OmegaConf.select(self.cfg, leaf))
-        return self.known[case]
+                    self._set[key] = value
+            self._known[case] = _plain(OmegaConf.select(self.cfg, leaf))
+        return self._known[case]
 
 
 def _plain(node: Any) -> Any:
@@ -189,8 +251,7 @@ def _set_by(keys: Iterable[str], typed: Mapping[str, Any], config: Config) -> di
     A name that is typed replaces the file's verl keys of the same meaning, and the other way round: a clash is what
     one person typed in one line, not what a line changes about a file.
     """
-    absent = object()
-    found = {key: value for key in keys if (value := tree.get(config, key, absent)) is not absent}
+    found = {key: value for key in keys if (value := tree.get(config, key, _ABSENT)) is not _ABSENT}
     for name, meant in MEANT.items():
         if name in typed:
             found = {key: value for key, value in found.items() if key not in meant}

@@ -163,19 +163,28 @@ def count_of(dim: Dim) -> int | None:
     return int(dim.high) - int(dim.low) + 1 if dim.integer else None
 
 
-def grid(dims: Sequence[Dim]) -> Iterator[dict[str, Any]]:
-    """Every point of a finite space, the last dim changing fastest; of an interval its two bounds."""
+def every(dims: Sequence[Dim]) -> Iterator[dict[str, Any]]:
+    """Every point of a finite space, the last dim changing fastest."""
     names = [dim.name for dim in dims]
-    for combination in product(*(_ends(dim) for dim in dims)):
+    listed = (dim.values or tuple(range(int(dim.low), int(dim.high) + 1)) for dim in dims)
+    for combination in product(*listed):
         yield dict(zip(names, combination, strict=True))
 
 
-def corners(dims: Sequence[Dim]) -> int:
-    """How many points `grid` gives."""
-    return math.prod(len(_ends(dim)) for dim in dims)
+def corners(dims: Sequence[Dim]) -> Iterator[dict[str, Any]]:
+    """Every combination of listed values and bounds of intervals, the last dim changing fastest."""
+    names = [dim.name for dim in dims]
+    for combination in product(*(ends(dim) for dim in dims)):
+        yield dict(zip(names, combination, strict=True))
 
 
-def _ends(dim: Dim) -> tuple[Any, ...]:
+def corner_count(dims: Sequence[Dim]) -> int:
+    """How many points `corners` gives."""
+    return math.prod(len(ends(dim)) for dim in dims)
+
+
+def ends(dim: Dim) -> tuple[Any, ...]:
+    """The values of a dim; the two bounds of an interval."""
     if dim.values is not None:
         return dim.values
     return (int(dim.low), int(dim.high)) if dim.integer else (dim.low, dim.high)

@@ -5,13 +5,22 @@ Guarantees: every key is looked at, all that is wrong is returned at once; nothi
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from sweeper.config import tree
 from sweeper.errors import Problem
+from sweeper.search import stops
+from sweeper.trial import failures
 from sweeper.trial.records import NAME
+
+SAMPLERS = ("none", "grid", "random", "tpe", "gp", "qmc", "nsga2")
+SCHEDULERS = ("none", "asha", "median", "hyperband", "pbt", "pb2")
+OBJECTIVES = ("score", "gpu_hours")
+
+_ABSENT = object()
 
 
 def check(config: Mapping[str, Any]) -> list[Problem]:
@@ -19,13 +28,36 @@ def check(config: Mapping[str, Any]) -> list[Problem]:
     found = []
     for key, (good, valid) in _KEYS.items():
         value = tree.get(config, key, None)
+        if key in _OPTIONAL and tree.get(config, key, _ABSENT) is _ABSENT:
+            continue
         if not good(value):
             found.append(Problem(f"{key}={value}", valid=valid, key=key))
+    for key, checked in (("stop", stops.check), ("failures", failures.check)):
+        if isinstance(config.get(key), Mapping):
+            found += checked(config[key])
+        else:
+            found.append(Problem(f"{key}={config.get(key)}", valid="a mapping: conf/config.yaml has its keys", key=key))
     return found
 
 
 def _count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+
+
+def _from_zero(value: Any) -> bool:
+    return value == 0 or _count(value) if not isinstance(value, bool) else False
+
+
+def _points(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(point, Mapping) and point for point in value)
+
+
+def _objectives(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(value.count(v) == 1 and v in OBJECTIVES for v in value)
 
 
 def _names(value: Any) -> bool:
@@ -56,6 +88,9 @@ _MAYBE_COUNT = _or_null(_count), "a whole number from 1, or null"
 
 _MAPPING = (lambda value: isinstance(value, Mapping)), "a mapping: {a: 1, b: 2}"
 
+_OPTIONAL = ("search.startup", "search.population")
+"""Keys that only some samplers have."""
+
 _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (_or_null(_folder_name), "letters, digits, '.', '_' and '-', starting with a letter or digit; or null"),
     "project": _TEXT,
@@ -63,6 +98,21 @@ _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "plan": _FLAG,
     "output": _one_of("auto", "rich", "plain", "json"),
     "max_concurrent": _MAYBE_COUNT,
+    "seed": (_or_null(_from_zero), "a whole number from 0, or null"),
+    "search.name": _one_of(*SAMPLERS),
+    "search.trials": _MAYBE_COUNT,
+    "search.space": (lambda value: isinstance(value, Mapping), "{lr: 'interval(1e-6,1e-4)', kl: [0, 1e-3]}"),
+    "search.points": (_points, "a list of points: [{lr: 1e-4, kl: 0}]"),
+    "search.constraints": (_names, "a list of expressions: ['lr * updates_per_step < 1e-3']"),
+    "search.seeds": _COUNT,
+    "search.final_seeds": (_from_zero, "a whole number from 0"),
+    "search.objectives": (_objectives, "[score], [gpu_hours] or [score,gpu_hours]"),
+    "search.startup": (_from_zero, "a whole number from 0"),
+    "search.population": (lambda value: _count(value) and value >= 2, "a whole number from 2"),
+    "scheduler.name": _one_of(*SCHEDULERS),
+    "placement.probe": (lambda value: isinstance(value, bool) or value == "auto", "auto, true, false"),
+    "placement.steps": (lambda value: _count(value) and value >= 2, "a whole number from 2: the first is not counted"),
+    "placement.mismatch_above": (_or_null(_number), "a number from 0, or null"),
     "responses_per_step": _COUNT,
     "updates_per_step": _COUNT,
     "binding.critic": _FLAG,

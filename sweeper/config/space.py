@@ -1,40 +1,54 @@
-"""What a request varies: from its override lines to its points, one for each trial.
+"""What a request varies: from its override lines to arms (compared), dims (searched in each arm) and seeds.
 
-Guarantees: the points are the cross product of the choices in the order typed, the last choice changing fastest; the
-same lines give the same points in the same order; all that is wrong with the lines is raised at once.
+Guarantees: the arms are the cross product of the comma choices in the order typed, the last choice changing fastest;
+the same lines give the same space; a dim is what Hydra's parser says of its line; all that is wrong with the lines is
+raised at once.
+
+    algorithm=grpo,ppo                      two arms; so does algorithm=glob(*ppo*)
+    lr=tag(log,interval(1e-7,1e-4))         a dim; so do choice(...), range(...), int(interval(...))
+    seed=1,2,3                              seeds: every candidate is run under each
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.override_parser.types import (
-    ChoiceSweep,
-    Glob,
-    IntervalSweep,
-    QuotedString,
-    RangeSweep,
-    Transformer,
-)
+from hydra.core.override_parser.types import ChoiceSweep, Glob, QuotedString, RangeSweep, Transformer
 
-from sweeper.config import experiment, grammar
+from sweeper.config import dims, experiment, grammar
 from sweeper.errors import Problem, RequestError
+from sweeper.search.base import Dim
 from sweeper.trial.spec import Point
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-MOST = 100_000
-"""Points that a request may have; more is a slip of the keyboard."""
+MOST = dims.MOST
+"""Arms that a request may have; more is a slip of the keyboard."""
+
+SWEEP_LEVEL = (
+    "name", "project", "store", "plan", "output", "tracking", "search", "scheduler", "objective", "stop", "failures",
+    "placement", "max_concurrent",
+)  # fmt: skip
+"""Root keys that belong to the sweep as a whole and so cannot differ between its trials."""
 
 
-class Space(list[Point]):
-    """The points of a request, and what there is to say about them."""
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What a request varies."""
 
+    arms: tuple[Point, ...]
+    """Without what is searched and without seeds that vary."""
+    dims: tuple[Dim, ...] = ()
+    """Typed ones, in order; `search.space` of the config may add to them."""
+    seeds: tuple[int, ...] = ()
+    """Those of a choice of `seed`; empty where there is none."""
+    lines: Mapping[str, str] = field(default_factory=dict)
+    """Name of a dim -> the line that was typed."""
     notes: tuple[str, ...] = ()
 
 
@@ -48,33 +62,91 @@ class _Choice:
     values: tuple[Any, ...]
 
 
-def points(overrides: Sequence[str]) -> Space:
-    """The points of a request. Hydra must be initialized (`hydra_app.initialized`).
+def read(overrides: Sequence[str]) -> Space:
+    """The space of a request. Hydra must be initialized (`hydra_app.initialized`).
 
     Raises:
-        RequestError: Lines that cannot be read, options that do not exist, choices that need a sampler.
+        RequestError: Lines that cannot be read, options that do not exist, dims that cannot be meant.
     """
     problems: list[Problem] = []
+    notes: list[str] = []
     parsed = _read(overrides, problems)
     parsed = _read(_params(parsed), problems) + parsed
-    searched = _search(parsed) == "grid"
-    choices: dict[str, _Choice] = {}
-    notes: list[str] = []
+    found: dict[str, _Choice | Dim | tuple[int, ...]] = {}
+    lines: dict[str, str] = {}
     for override in parsed:
-        found = _expand(override, searched, problems, notes)
-        if found is None:
+        key = str(override.get_key_element())
+        one = _one(override, problems, notes)
+        if one is None:
             continue
-        if found.key in choices:
-            notes.append(f"{found.key} is given more than once; the last counts: {override.input_line}")
-        choices[found.key] = found  # as with Hydra's sweeper: the place of the first, the values of the last
-    total = prod(len(c.lines) for c in choices.values())
+        if key in found:
+            notes.append(f"{key} is given more than once; the last counts: {override.input_line}")
+        found[key] = one  # as with Hydra's sweeper: the place of the first, the values of the last
+        if isinstance(one, Dim):
+            lines[one.name] = str(override.input_line)
+    choices = [c for c in found.values() if isinstance(c, _Choice)]
+    total = prod(len(c.lines) for c in choices)
     if total > MOST:
         problems.append(Problem(f"the choices multiply to {total:,} trials", valid=f"at most {MOST:,}"))
     if problems:
         raise RequestError(dict.fromkeys(problems))
-    space = Space(_cross(list(choices.values())))
-    space.notes = tuple(notes)
-    return space
+    return Space(
+        arms=tuple(_cross(choices)),
+        dims=tuple(d for d in found.values() if isinstance(d, Dim)),
+        seeds=next((s for s in found.values() if isinstance(s, tuple)), ()),
+        lines={d.name: lines[d.name] for d in found.values() if isinstance(d, Dim)},
+        notes=tuple(notes),
+    )
+
+
+def unsearched(space: Space, sampler: str) -> list[Problem]:
+    """The typed dims that this sampler cannot search."""
+    found = []
+    for dim in space.dims:
+        line = space.lines[dim.name]
+        if sampler == "none":
+            interval = dim.values is None
+            found.append(
+                Problem(
+                    f"{line}: {'an interval' if interval else 'a choice(...) or range(...)'} is searched, "
+                    "and search=none searches nothing",
+                    valid="a comma choice (a,b,c) with search=none; choice(...) and range(...) with search=grid; "
+                    "interval(...) with a sampler: random, tpe, gp, qmc, nsga2",
+                    fix=f"search={'tpe' if interval else 'grid'} '{line}'",
+                    key=dim.name,
+                )
+            )
+        elif sampler == "grid":
+            found += no_steps(dim, line)
+    return found
+
+
+def no_steps(dim: Dim, line: str) -> list[Problem]:
+    """A grid has no points in an interval."""
+    if dims.count_of(dim) is not None:
+        return []
+    low, high = dims.text_of(dim.low), dims.text_of(dim.high)
+    return [
+        Problem(
+            f"{line}: an interval has no steps for a grid",
+            valid="choice(...) or range(...) with search=grid; interval(...) with a sampler: random, tpe, gp, qmc",
+            fix=f"search=tpe '{line}'  or  '{dim.key}=choice({low},{high})'",
+            key=dim.name,
+        )
+    ]
+
+
+def unsweepable(key: str) -> Problem | None:
+    """Why a key cannot take several values in one sweep."""
+    name = key.lstrip("+~")
+    if name.split(".")[0] not in SWEEP_LEVEL:
+        return None
+    return Problem(
+        f"{name} belongs to the whole sweep and cannot take several values",
+        valid="one value",
+        fix=f"give {name} once",
+        key=name,
+    )
 
 
 def _read(lines: Sequence[str], problems: list[Problem]) -> list[Override]:
@@ -95,22 +167,44 @@ def _params(typed: Sequence[Override]) -> list[str]:
     return [f"{key}={value}" for key, value in experiment.params(experiment.load(names[-1])).items()]
 
 
-def _search(parsed: Sequence[Override]) -> str:
-    chosen = [o.value() for o in parsed if o.key_or_group == "search" and not o.is_sweep_override()]
-    return str(chosen[-1]) if chosen else "none"
-
-
-def _expand(override: Override, searched: bool, problems: list[Problem], notes: list[str]) -> _Choice | None:
-    key = override.get_key_element()
-    line = str(override.input_line)
+def _one(override: Override, problems: list[Problem], notes: list[str]) -> _Choice | Dim | tuple[int, ...] | None:
+    """What one line is: fixed or a choice of arms, a dim, or seeds; None where it is wrong."""
+    key = str(override.get_key_element())
     if not override.is_sweep_override():
         if grammar.is_group(override) and (problem := grammar.check_group(override)):
             problems.append(problem)
             return None
-        return _Choice(key, (line,), (None if override.is_delete() else override.value(),))
-    sweep = override._value
-    if (problem := _unusable(sweep, key, line, searched)) is not None:
+        return _Choice(key, (str(override.input_line),), (None if override.is_delete() else override.value(),))
+    if (problem := unsweepable(key)) is not None:
         problems.append(problem)
+        return None
+    if grammar.key_of(override) == "seed":
+        return _seeds(override, problems, notes)
+    sweep = override._value
+    if isinstance(sweep, Glob) or (isinstance(sweep, ChoiceSweep) and sweep.simple_form):
+        return _arms(override, sweep, problems, notes)
+    return dims.from_override(override, problems, notes)
+
+
+def _seeds(override: Override, problems: list[Problem], notes: list[str]) -> tuple[int, ...] | None:
+    """A choice of seeds, whatever the sampler: they are what a score is the mean over, not what is searched."""
+    line = override.input_line
+    listed = isinstance(override._value, ChoiceSweep | RangeSweep)
+    values = dims.values(override, problems, notes) if listed else []
+    wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, int) or v < 0]
+    if wrong or not listed:
+        what = f"{wrong[0]} is no seed" if wrong else "seeds are listed, not searched"
+        problems.append(
+            Problem(f"{line}: {what}", valid="whole numbers from 0", fix="seed=1,2,3  or  search.seeds=3", key="seed")
+        )
+        return None
+    return tuple(values) or None
+
+
+def _arms(override: Override, sweep: ChoiceSweep | Glob, problems: list[Problem], notes: list[str]) -> _Choice | None:
+    key, line = str(override.get_key_element()), str(override.input_line)
+    if isinstance(sweep, ChoiceSweep) and sweep.shuffle:
+        problems.append(dims.shuffled(key, line))
         return None
     texts = _glob(override, sweep, problems) if isinstance(sweep, Glob) else _texts(override)
     kept: dict[tuple[str, str], tuple[str, Any]] = {}
@@ -129,35 +223,6 @@ def _expand(override: Override, searched: bool, problems: list[Problem], notes: 
         return None
     lines, values = zip(*kept.values(), strict=True)
     return _Choice(key, lines, values)
-
-
-def _unusable(sweep: Any, key: str, line: str, searched: bool) -> Problem | None:
-    if isinstance(sweep, IntervalSweep):
-        return Problem(
-            f"{line}: an interval has no first and last value to run; it needs a sampler, which this release has not",
-            valid=f"{key}=a,b,c  or, with search=grid, choice(...) and range(...)",
-            fix=f"{key}={sweep.start},{sweep.end}",
-            key=key,
-        )
-    if isinstance(sweep, ChoiceSweep | RangeSweep) and sweep.shuffle:
-        return Problem(
-            f"{line}: a shuffled order is another one each time, and trials are numbered in order",
-            fix=f"{key}=... without shuffle()",
-            key=key,
-        )
-    simple = isinstance(sweep, Glob) or (isinstance(sweep, ChoiceSweep) and sweep.simple_form)
-    if not simple and not searched:
-        return Problem(
-            f"{line}: {_name(sweep)}(...) is searched, and search=none searches nothing",
-            valid="a comma choice (a,b,c) with search=none; choice(...) and range(...) with search=grid",
-            fix=f"search=grid '{line}'",
-            key=key,
-        )
-    return None
-
-
-def _name(sweep: Any) -> str:
-    return type(sweep).__name__.removesuffix("Sweep").lower()
 
 
 def _texts(override: Override) -> list[str]:

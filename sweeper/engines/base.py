@@ -134,25 +134,16 @@ class Failure:
     """The lines of the log that say why, most telling first; at most a dozen."""
 
 
-@dataclass(frozen=True, slots=True)
-class Milestones:
-    """The steps of a trial at which something is known or kept, rising; and the keys that set them."""
-
-    validations: tuple[int, ...]
-    """Steps after which a score is known."""
-    saves: tuple[int, ...]
-    """Steps after which a checkpoint is written."""
-    validation_key: str
-    """The engine's key for every how many steps: `trainer.test_freq`."""
-    saving_key: str
-
-
 class Engine(Protocol):
     """A training system that a trial can be a run of."""
 
     name: str
     steps_key: str
     """The engine's key for how many steps a trial trains."""
+    validation_key: str
+    """The engine's key for every how many steps it is validated; 0 or less: never."""
+    saving_key: str
+    """The engine's key for every how many steps a checkpoint is written; 0 or less: never."""
 
     def bind(self, config: Config, explicit: Mapping[str, Any], shape: Shape) -> list[Problem]:
         """Write `lr`, `kl`, `tp`, `seed`, data, model and cluster into the engine's own keys, in place.
@@ -213,10 +204,6 @@ class Engine(Protocol):
 
     def idle(self, config: Config, key: str) -> str:
         """Why the value of that key cannot matter in this config (`there is no critic`); empty when it can."""
-        ...
-
-    def milestones(self, config: Config) -> Milestones:
-        """When a trial of this config is validated and saved."""
         ...
 
     def checkpoint(self, folder: Path, step: int | None = None) -> Saved | None:

@@ -7,23 +7,31 @@ ones merged; the same request gives the same trials with the same ids.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
-from sweeper import clusters, engines
+from sweeper import clusters
 from sweeper.config import schema, tree
-from sweeper.config.compose import Composed, compose_points
-from sweeper.config.space import points
-from sweeper.engines.base import Config, Gang, Shape, Workload
+from sweeper.config.compose import Composed, Composer, compose_points
+from sweeper.config.dims import MOST, ends, every
+from sweeper.config.dims import size as size_of
+from sweeper.config.space import SWEEP_LEVEL, read
+from sweeper.engines.base import Shape
 from sweeper.engines.verl import base_config
 from sweeper.errors import Problem, RequestError
-from sweeper.plan.cost import Cost, estimate
+from sweeper.plan import checks, spaces
+from sweeper.plan.arms import ArmPlan, Sized
+from sweeper.plan.feasible import Looked, Tally, look, none_left
+from sweeper.plan.maker import Maker
+from sweeper.search import settings
+from sweeper.search.arm import trial_id
+from sweeper.search.base import Dim
+from sweeper.search.constraints import Constraint, parse
+from sweeper.search.settings import SearchSettings
 from sweeper.trial.records import secret_name
-from sweeper.trial.spec import Point, Trial
-
-SWEEP_LEVEL = ("name", "project", "store", "plan", "output", "tracking", "search", "objective", "max_concurrent")
-"""Root keys that belong to the sweep as a whole and so cannot differ between its trials."""
+from sweeper.trial.spec import Trial
 
 _ABSENT = object()
 _CREDENTIALS = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
@@ -35,30 +43,25 @@ _SECRET = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Sized:
-    """A trial with what it needs; that is not asked of a config that cannot run."""
-
-    trial: Trial
-    gang: Gang | None
-    work: Workload | None
-    cost: Cost | None
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """All that is known of a sweep before it starts."""
 
     overrides: tuple[str, ...]
+    arms: tuple[ArmPlan, ...]
+    search: SearchSettings
     sized: tuple[Sized, ...]
+    """The trials that are known before the start: all of them with search=none or grid, else the known points."""
     shapes: Mapping[str, Shape]
-    """The shape each trial is planned for, by trial id."""
+    """The shape each arm is planned for, by arm id."""
     settings: Mapping[str, Any]
     """The sweep-level keys of the config."""
+    pruned: float | None = None
+    """Expected share of the search's steps that the scheduler leaves; None where it ends nothing early."""
     notes: tuple[str, ...] = ()
 
     @property
     def trials(self) -> list[Trial]:
-        """The trials in order."""
+        """The known trials in order."""
         return [s.trial for s in self.sized]
 
     @property
@@ -71,52 +74,265 @@ class Plan:
         return list(found.items())
 
     @property
+    def candidates(self) -> int:
+        """Points that will be run, over all arms."""
+        return sum(arm.budget for arm in self.arms)
+
+    @property
+    def finals(self) -> int:
+        """Trials under final seeds."""
+        return len(self.arms) * len(self.search.final_seeds)
+
+    @property
+    def total(self) -> int:
+        """Trials in all: points x seeds, and the finals."""
+        return self.candidates * len(self.search.seeds) + self.finals
+
+    @property
     def gpu_hours(self) -> float | None:
-        """The estimate for all trials that can run; None where none has one."""
-        known = [s.cost.gpu_hours for s in self.sized if s.cost and s.cost.gpu_hours is not None]
-        return sum(known) if known else None
+        """The estimate for all trials that can run, none of them ended early; None where there is none."""
+        found = self._hours(1.0)
+        return sum(found) if found else None
+
+    @property
+    def expected_gpu_hours(self) -> float | None:
+        """The same with what the scheduler is expected to end early (sweeper/plan/pruning.py)."""
+        found = self._hours(self.pruned) if self.pruned is not None else []
+        return sum(found) if found else None
+
+    def _hours(self, share: float) -> list[float]:
+        """GPU-hours of parts of the sweep; `share` of the search's, all of the finals'."""
+        found = []
+        for arm in self.arms:
+            each = _hours(arm.example)
+            if self.search.samples:
+                search = [each * arm.budget * len(self.search.seeds)] if each is not None else []
+            else:
+                known = (_hours(s) for s in self.sized if s.trial.arm == arm.id)
+                search = [h for h in known if h is not None]
+            found += [h * share for h in search]
+            if each is not None and self.search.final_seeds:
+                found.append(each * len(self.search.final_seeds))
+        return found
+
+    def candidate_id(self, arm: int, number: int) -> str:
+        """The id of the `number`-th candidate (from 0) of the arm at that place.
+
+        It does not depend on timing. Where points are proposed as the sweep runs the arms take turns, so that a sweep
+        that is extended keeps its ids; else they come one after the other.
+        """
+        if self.search.samples:
+            return f"{number * len(self.arms) + arm:03d}"
+        width = max(3, len(str(max(0, self.candidates - 1))))
+        return f"{sum(a.budget for a in self.arms[:arm]) + number:0{width}d}"
+
+
+def _hours(sized: Sized | None) -> float | None:
+    return sized.cost.gpu_hours if sized is not None and sized.cost is not None else None
 
 
 def make(overrides: Sequence[str]) -> Plan:
     """Plan the request. Problems of single trials are in the plan, not raised.
 
     Raises:
-        RequestError: The request as a whole is wrong (grammar, unknown keys or options): all of it in one.
+        RequestError: The request as a whole is wrong (grammar, unknown keys or options, a space of which no point can
+            run, a scheduler or objective that cannot work): all of it in one.
     """
-    space = points(overrides)
-    composed = compose_points(space)
-    settings = {key: composed[0].config.get(key) for key in SWEEP_LEVEL}
-    if problems := [*_unsweepable(list(composed[0].point.varied)), *_secrets(composed)]:
-        raise RequestError(problems)
-    width = max(3, len(str(len(composed) - 1)))
-    sized: list[Sized] = []
-    shapes: dict[str, Shape] = {}
-    known: dict[str, Shape] = {}
-    for index, item in enumerate(composed):
-        trial_id = f"{index:0{width}d}"
-        if wrong := schema.check(item.config):
-            trial = Trial(trial_id, item.point, item.config, tuple(wrong))
-            sized.append(Sized(trial, None, None, None))
-            continue
-        key = repr(item.config["cluster"])
-        if key not in known:
-            known[key] = clusters.shape(item.config["cluster"])
-        shapes[trial_id] = known[key]
-        sized.append(_sized(trial_id, item.point, item.config, item.explicit, known[key]))
-    return Plan(tuple(overrides), tuple(sized), shapes, settings, space.notes)
+    space = read(overrides)
+    composer = Composer()
+    bases = compose_points(space.arms, composer)
+    problems = [*_secrets(bases), *(p for base in bases for p in schema.check(base.config))]
+    if problems:
+        raise RequestError(dict.fromkeys(problems))
+    notes = [*space.notes]
+    search = settings.read(bases[0].config, space.seeds, problems)
+    dims = spaces.collect(space, bases, search, problems, notes)
+    constraints = parse(search.constraints, problems)
+    points = bases[0].config["search"]["points"] if search.sampler != "none" else []
+    if search.sampler != "none":
+        problems += spaces.check_points(points, dims)
+    if problems:
+        raise RequestError(dict.fromkeys(problems))
+    builder = _Builder(search, dims, constraints, points, composer, notes)
+    plan = builder.plan(tuple(overrides), bases)
+    if builder.problems:
+        raise RequestError(dict.fromkeys(builder.problems))
+    return plan
+
+
+class _Builder:
+    """Plans the arms of one request, one after the other."""
+
+    def __init__(
+        self,
+        search: SearchSettings,
+        dims: Sequence[Dim],
+        constraints: Sequence[Constraint],
+        points: Sequence[Any],
+        composer: Composer,
+        notes: list[str],
+    ) -> None:
+        self._search, self._dims, self._constraints, self._points = search, dims, constraints, points
+        self._composer, self.notes = composer, notes
+        self.problems: list[Problem] = []
+        self._shapes: dict[str, Shape] = {}
+
+    def plan(self, overrides: tuple[str, ...], bases: Sequence[Composed]) -> Plan:
+        """The whole plan; what is wrong with the request is in `problems`."""
+        planned = [found for n, base in enumerate(bases) if (found := self._arm(str(n), base)) is not None]
+        arms = tuple(arm for arm, _ in planned)
+        top = {key: bases[0].config.get(key) for key in SWEEP_LEVEL}
+        shapes = {arm.id: arm.shape for arm in arms}
+        draft = Plan(overrides, arms, self._search, (), shapes, top)
+        if self.problems:
+            return draft
+        sized = [s for n, (arm, listed) in enumerate(planned) for s in self._trials(draft, n, arm, listed)]
+        if not self._search.samples:
+            # The example of an arm without a search is its first trial that can run.
+            arms = tuple(
+                arm if arm.example else replace(arm, example=next((s for s in sized if _runs(s, arm)), None))
+                for arm in arms
+            )
+        for arm in arms:
+            self.problems += checks.arm(arm, self._search)
+        share = None if self.problems else checks.share(arms, self._search)
+        self._say()
+        return replace(draft, arms=arms, sized=tuple(sized), pruned=share, notes=tuple(dict.fromkeys(self.notes)))
+
+    def _say(self) -> None:
+        if self._search.scheduler != "none" and self._search.sampler == "none":
+            self.notes.append(
+                f"scheduler={self._search.scheduler} compares the points of an arm, and with search=none each has one"
+            )
+
+    def _arm(self, arm_id: str, base: Composed) -> tuple[ArmPlan, list[Sized]] | None:
+        """An arm, and its points where they are known, under the first seed; None where it cannot be planned."""
+        label = Trial("", base.point, {}).label
+        live = tuple(dim for dim in self._dims if spaces.belongs(dim, base))
+        try:
+            shape = self._shape(base)
+            maker = self._maker(arm_id, base, live, shape)
+            if live:
+                maker.bound({dim.name: ends(dim)[0] for dim in live})  # keys that do not exist are found here
+            kept = spaces.without_idle(maker, label, self.notes)
+        except RequestError as error:
+            self.problems += error.problems
+            return None
+        if kept != live:
+            maker = self._maker(arm_id, base, kept, shape)
+        if wrong := self._expressions(maker):
+            self.problems += wrong
+            return None
+        known = spaces.points_of(self._points, maker, label, self.notes)
+        if not self._search.samples and not kept:
+            looked, listed = Looked(1, 1, 1, {}, (), ()), [self._unnamed(maker, {})]  # may have problems
+        elif self._search.sampler == "grid":
+            if (size := (size_of(kept) or 0) * len(self._search.seeds)) > MOST:
+                what = f"the grid has {size:,} trials"
+                self.problems.append(Problem(what, valid=f"at most {MOST:,}", fix="search=random", key="search"))
+                return None
+            looked, listed = self._grid(maker, known)
+        else:
+            looked, listed = look(maker, kept), list[Sized]()
+        if looked.first is None:
+            self.problems += none_left(looked, label)
+            return None
+        example = None
+        if self._search.samples or kept:
+            example = maker.sized(looked.first, seed=None, candidate="", trial_id=f"example-{arm_id}")
+        arm = ArmPlan(
+            id=arm_id,
+            point=base.point,
+            label=label,
+            dims=kept,
+            shape=shape,
+            budget=self._budget(looked, label),
+            size=looked.size,
+            looked=looked.points,
+            removed=looked.removed,
+            points=known,
+            example=example,
+            maker=maker,
+        )
+        return arm, listed
+
+    def _maker(self, arm_id: str, base: Composed, dims: Sequence[Dim], shape: Shape) -> Maker:
+        return Maker(
+            arm=arm_id,
+            point=base.point,
+            dims=dims,
+            shape=shape,
+            composer=self._composer,
+            constraints=self._constraints,
+        )
+
+    def _shape(self, base: Composed) -> Shape:
+        key = repr(base.config["cluster"])
+        if key not in self._shapes:
+            self._shapes[key] = clusters.shape(base.config["cluster"])
+        return self._shapes[key]
+
+    def _expressions(self, maker: Maker) -> list[Problem]:
+        if not self._constraints:
+            return []
+        composed = maker.compose({dim.name: ends(dim)[0] for dim in maker.dims}, None)
+        maker.checked(composed)  # binds, as where the expressions are asked
+        found = (c.problem(composed.config, composed.choices) for c in self._constraints)
+        return [problem for problem in found if problem is not None]
+
+    def _budget(self, looked: Looked, label: str) -> int:
+        asked = self._search.trials
+        least = looked.able if looked.whole or self._search.sampler == "grid" else looked.size
+        if asked is None or (least is not None and least < asked):
+            if asked is not None:
+                self.notes.append(f"arm {label}: the space has {least:,} points that can run, fewer than {asked:,}")
+            return least or 0
+        return asked
+
+    def _unnamed(self, maker: Maker, params: Mapping[str, Any]) -> Sized:
+        return maker.sized(params, seed=self._search.seeds[0], candidate="", trial_id="")
+
+    def _grid(self, maker: Maker, known: Sequence[dict[str, Any]]) -> tuple[Looked, list[Sized]]:
+        """Every point, the known ones first; those that can run are listed."""
+        tally, listed = Tally(), []
+        first = {repr(sorted(point.items())) for point in known}
+        rest = (point for point in every(maker.dims) if repr(sorted(point.items())) not in first)
+        for point in chain(known, rest):
+            sized = self._unnamed(maker, point)
+            problems = sized.trial.problems
+            tally.add(point, problems[0] if problems else None)
+            if not problems:
+                listed.append(sized)
+        return tally.looked(size_of(maker.dims)), listed
+
+    def _trials(self, draft: Plan, place: int, arm: ArmPlan, listed: Sequence[Sized]) -> Iterator[Sized]:
+        """The trials of an arm that are known before the start, those of a candidate under its seeds together."""
+        names, seeds = {dim.name for dim in arm.dims}, self._search.seeds
+        if self._search.samples:
+            listed = [self._unnamed(arm.maker, point) for point in arm.points if set(point) == names]
+        for number, made in enumerate(listed[: arm.budget]):
+            candidate = draft.candidate_id(place, number)
+            ids = [trial_id(candidate, seed, len(seeds)) for seed in seeds]
+            yield replace(made, trial=replace(made.trial, id=ids[0], candidate=candidate))
+            for seed, name in zip(seeds[1:], ids[1:], strict=True):
+                yield arm.sized(made.trial.params, seed=seed, candidate=candidate, trial_id=name)
+
+
+def _runs(sized: Sized, arm: ArmPlan) -> bool:
+    return sized.trial.arm == arm.id and not sized.trial.problems
 
 
 def unlaunchable(plan: Plan) -> list[tuple[Problem, list[str]]]:
     """What may be planned and not run, each with its trials: several clusters, a cluster that is only a shape."""
     on: dict[Shape, list[str]] = {}
-    for trial_id, shape in plan.shapes.items():
-        on.setdefault(shape, []).append(trial_id)
+    for arm, shape in plan.shapes.items():
+        on.setdefault(shape, []).extend(trial.id for trial in plan.trials if trial.arm == arm)
     found: list[tuple[Problem, list[str]]] = []
     if len(on) > 1:
         names = ", ".join(dict.fromkeys(shape.name for shape in on))
         what = f"the trials are for {len(on)} clusters ({names}), and a sweep runs on one"
         fix = "cluster=... once; plan=true compares several"
-        found.append((Problem(what, valid="one cluster", fix=fix, key="cluster"), [*plan.shapes]))
+        found.append((Problem(what, valid="one cluster", fix=fix, key="cluster"), [t.id for t in plan.trials]))
     for shape, trials in on.items():
         if not shape.launchable:
             try:
@@ -124,26 +340,6 @@ def unlaunchable(plan: Plan) -> list[tuple[Problem, list[str]]]:
             except RequestError as error:
                 found += [(problem, trials) for problem in error.problems]
     return found
-
-
-def _sized(trial_id: str, point: Point, config: Config, explicit: Mapping[str, Any], shape: Shape) -> Sized:
-    engine = engines.get(config["engine"]["name"])
-    # Binding comes first: rules read what the trainer will read.
-    problems = [*dict.fromkeys([*engine.bind(config, explicit, shape), *engine.check(config, shape)])]
-    if problems:
-        return Sized(Trial(trial_id, point, config, tuple(problems)), None, None, None)
-    gang, work = engine.gang(config), engine.workload(config, shape)
-    cost = estimate(
-        params=work.params,
-        steps=work.steps,
-        responses_per_step=work.responses_per_step,
-        max_prompt=work.max_prompt,
-        max_response=work.max_response,
-        forward_passes=work.forward_passes,
-        critic=work.critic,
-        gpu=shape.gpu,
-    )
-    return Sized(Trial(trial_id, point, config), gang, work, cost)
 
 
 def _secrets(composed: Sequence[Composed]) -> list[Problem]:
@@ -188,16 +384,3 @@ def _verls(key: str, model_engine: str) -> bool:
         return tree.get(base_config.load(model_engine), key, _ABSENT) is not _ABSENT
     except (RequestError, KeyError):
         return False
-
-
-def _unsweepable(varied: Sequence[str]) -> list[Problem]:
-    return [
-        Problem(
-            f"{key} belongs to the whole sweep and cannot take several values",
-            valid="one value",
-            fix=f"give {key} once",
-            key=key,
-        )
-        for key in varied
-        if key.lstrip("+").split(".")[0] in SWEEP_LEVEL
-    ]

@@ -10,7 +10,8 @@ from typing import Any, TextIO
 
 from sweeper.engines.base import Shape
 from sweeper.errors import Problem
-from sweeper.plan.plan import Plan, Sized
+from sweeper.plan.arms import Sized
+from sweeper.plan.plan import Plan
 from sweeper.trial.records import to_json
 
 FIXED = 3
@@ -61,7 +62,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             {
                 "trial": s.trial.id,
                 "varied": dict(s.trial.point.varied),
-                "cluster": plan.shapes[s.trial.id].name if s.trial.id in plan.shapes else None,
+                "cluster": plan.shapes[s.trial.arm].name,
                 "nodes": s.gang.nodes if s.gang else None,
                 "gpus_per_node": s.gang.gpus_per_node if s.gang else None,
                 "gpus": s.gang.gpus if s.gang else None,

@@ -102,7 +102,7 @@ def decide(measured: Sequence[Measured], mismatch_above: float | None) -> Choice
     if not sound:
         best = min(running, key=lambda m: _number(m.mismatch))
         limit = "" if mismatch_above is None else f" above {mismatch_above:g}"
-        why = f"{name(best.keys)}: every placement changes the numbers{limit}; least with a mismatch of {best.mismatch:.2g}"
+        why = f"{name(best.keys)}: every placement's mismatch is too large{limit}; least is {best.mismatch:.2g}"
         return Choice(best.keys, why, tuple(measured), warning=why)
     best = max(sound, key=_rate)
     if default in sound and _rate(best) < FASTER * _rate(default):
@@ -319,9 +319,8 @@ def short(config: Config, candidate: Mapping[str, Any], engine: Engine) -> Confi
     tree.put(made, engine.steps_key, steps)
     # Beyond the end and not -1: engines validate and save at the last step anyway, and a trial without a score is
     # refused by their checks.
-    milestones = engine.milestones(made)
-    tree.put(made, milestones.validation_key, steps)
-    tree.put(made, milestones.saving_key, -1)
+    tree.put(made, engine.validation_key, steps)
+    tree.put(made, engine.saving_key, -1)
     return made
 
 

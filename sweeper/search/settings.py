@@ -5,9 +5,18 @@ Guarantees: plain immutable data; nothing but the standard library is imported; 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from sweeper.errors import Problem
+
+SHARED = ("trials", "space", "points", "constraints", "seeds", "final_seeds", "objectives")
+"""Keys of `search` that every sampler has; the others are the sampler's own options."""
+TRIALS = 20
+"""Points an arm with a sampler, where nothing else is said."""
+APART = 1000
+"""Final seeds begin so far from the tuning ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +49,82 @@ class SearchSettings:
     def samples(self) -> bool:
         """Whether points are proposed while the sweep runs; else all are known before it starts."""
         return self.sampler not in ("none", "grid")
+
+
+def read(config: Mapping[str, Any], typed: Sequence[int], problems: list[Problem]) -> SearchSettings:
+    """The settings of a config that `schema.check` has no problem with; `typed` are the seeds of a choice `seed=1,2`.
+
+    What contradicts itself is added to the problems.
+    """
+    search, scheduler, objective = config["search"], config["scheduler"], config["objective"]
+    sampler, judge = str(search["name"]), str(scheduler["name"])
+    seeds = _seeds(config, typed, problems)
+    objectives = tuple(map(str, search["objectives"]))
+    if len(objectives) > 1 and judge != "none":
+        problems.append(
+            Problem(
+                f"scheduler={judge} compares by one score, and search.objectives has {len(objectives)}",
+                valid="scheduler=none with two objectives, or one objective",
+                fix="scheduler=none",
+                key="scheduler",
+            )
+        )
+    if sampler == "none":
+        problems += _nothing_searched(search)
+    trials = 1 if sampler == "none" else search["trials"] or (None if sampler == "grid" else TRIALS)
+    return SearchSettings(
+        sampler=sampler,
+        options={k: v for k, v in search.items() if k not in (*SHARED, "name")},
+        scheduler=judge,
+        scheduler_options={k: v for k, v in scheduler.items() if k != "name"},
+        trials=trials,
+        seeds=seeds,
+        final_seeds=_final(config, seeds, int(search["final_seeds"])),
+        objectives=objectives,
+        metric=str(objective["metric"]),
+        mode=str(objective["mode"]),
+        constraints=tuple(map(str, search["constraints"])),
+    )
+
+
+def _nothing_searched(search: Mapping[str, Any]) -> list[Problem]:
+    found = []
+    for key in ("trials", "space", "points"):
+        if search[key]:
+            what = f"search.{key} is given, and search=none searches nothing"
+            found.append(
+                Problem(what, valid="grid, random, tpe, gp, qmc, nsga2", fix="search=tpe", key=f"search.{key}")
+            )
+    return found
+
+
+def _seeds(config: Mapping[str, Any], typed: Sequence[int], problems: list[Problem]) -> tuple[int | None, ...]:
+    count = int(config["search"]["seeds"])
+    if typed and count > 1:
+        listed = ",".join(map(str, typed))
+        problems.append(
+            Problem(
+                f"seed={listed} and search.seeds={count} both say which seeds a point is run under",
+                valid="one of them",
+                fix=f"seed={listed}  or  search.seeds={count}",
+                key="search.seeds",
+            )
+        )
+    if typed:
+        return tuple(typed)
+    if count == 1:
+        return (None,)
+    first = config.get("seed")
+    if first is None:
+        problems.append(
+            Problem(f"search.seeds={count} counts from seed, and seed is null", fix="seed=1", key="search.seeds")
+        )
+        return (None,)
+    return tuple(int(first) + i for i in range(count))
+
+
+def _final(config: Mapping[str, Any], seeds: Sequence[int | None], count: int) -> tuple[int, ...]:
+    own = config.get("seed")
+    tuning = [s for s in seeds if s is not None] or [own if isinstance(own, int) else 0]
+    first = max(tuning) + APART
+    return tuple(range(first, first + count))

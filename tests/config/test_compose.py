@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from sweeper.config import compose as quick
 from sweeper.config import tree
 from sweeper.config.compose import compose_points
-from sweeper.config.space import points
+from sweeper.config.space import read
 from sweeper.errors import RequestError
 
 
@@ -28,7 +28,7 @@ def hydra(*lines: str) -> dict[str, Any]:
 
 def refused(*lines: str) -> list[str]:
     with pytest.raises(RequestError) as caught:
-        compose_points(points(lines))
+        compose_points(read(lines).arms)
     return ["\n".join(p.lines()) for p in caught.value.problems]
 
 
@@ -62,7 +62,6 @@ SWEPT: list[tuple[str, list[str]]] = [
     ("critic.ppo_max_token_len_per_gpu", ["1024", "2048"]),
     ("trainer.n_gpus_per_node", ["2", "4"]),
     ("trainer.experiment_name", ["a", "b"]),
-    ("project", ["p", "q"]),
     ("global_profiler.tool", ["nsys", "null"]),
     ("global_profiler.global_tool_config.nsys.discrete", ["true", "false"]),
     ("lr", ["1e-6", "${critic.optim.lr}"]),
@@ -97,7 +96,7 @@ PLAIN = [
 def test_every_point_is_what_hydra_composes(swept: tuple[str, ...], plain: list[str], random: Any) -> None:
     lines = [*swept, *plain]
     random.shuffle(lines)
-    space = points(lines)
+    space = read(lines).arms
     chosen = random.sample(range(len(space)), min(3, len(space)))
     try:
         composed = compose_points([space[i] for i in chosen])
@@ -113,12 +112,12 @@ def test_an_override_of_what_is_around_a_swept_key_keeps_its_place() -> None:
         ["trainer.v1.sampler.max_off_policy_threshold=1,2", "++trainer.v1.sampler={max_off_policy_threshold:9}"],
         ["++trainer.v1.sampler={max_off_policy_threshold:9}", "trainer.v1.sampler.max_off_policy_threshold=1,2"],
     ):
-        for item in compose_points(points(lines)):
+        for item in compose_points(read(lines).arms):
             assert same(item.config, hydra(*item.point.overrides))
 
 
 def test_configs_share_nothing_that_can_be_changed() -> None:
-    first, second = compose_points(points(["seed=1,2"]))
+    first, second = compose_points(read(["lr=1,2"]).arms)
     first.config["actor_rollout_ref"]["actor"]["optim"]["betas"][0] = "changed"
     first.config["critic"]["optim"].clear()
     assert second.config["actor_rollout_ref"]["actor"]["optim"]["betas"][0] == 0.9
@@ -127,7 +126,7 @@ def test_configs_share_nothing_that_can_be_changed() -> None:
 
 def test_explicit_is_what_was_typed_as_values_of_keys() -> None:
     (item,) = compose_points(
-        points(
+        read(
             [
                 "model=qwen7b",
                 f"{ROLLOUT}.n=4",
@@ -136,7 +135,7 @@ def test_explicit_is_what_was_typed_as_values_of_keys() -> None:
                 "~trainer.esi_redundant_time",
                 "tp=null",
             ]
-        )
+        ).arms
     )
     assert item.explicit == {f"{ROLLOUT}.n": 4, "a.b.c": 1, "a.b.d.e": 2, "kl": 1e-6, "tp": None}
 
@@ -147,7 +146,7 @@ def test_a_script_of_verl_pastes_unchanged() -> None:
         actor_rollout_ref.actor.use_kl_loss=True
         +actor_rollout_ref.model.override_config.attn_implementation=eager trainer.logger=["console","wandb"]
         actor_rollout_ref.rollout.tensor_model_parallel_size=2 trainer.nnodes=1 model_engine=dp trainer.test_freq=5"""
-    (item,) = compose_points(points(script.split()))
+    (item,) = compose_points(read(script.split()).arms)
     assert item.config["data"]["train_files"] == ["/d/a.parquet", "/d/b.parquet"]
     assert item.config["actor_rollout_ref"]["actor"]["use_kl_loss"] is True
     assert item.config["trainer"]["logger"] == ["console", "wandb"]
@@ -187,7 +186,7 @@ def test_a_key_that_is_not_there_is_explained(line: str, what: str, fix: str) ->
 
 @pytest.mark.parametrize("line", ["+trainer.extra_key=1", "++trainer.nnodes=2", "~trainer.esi_redundant_time"])
 def test_hydras_own_ways_to_add_and_delete_work(line: str) -> None:
-    (item,) = compose_points(points([line]))
+    (item,) = compose_points(read([line]).arms)
     assert same(item.config, hydra(line))
 
 
@@ -195,7 +194,7 @@ def test_what_is_said_to_be_typed_instead_composes() -> None:
     problems = refused("trainer.nnode=2", "critic.model.fsdp_config.param_offload=True", "agent.num_chains=8")
     fixes = [p.split("try:   ")[1].split("  or,")[0] for p in problems]
     assert len(fixes) == 3
-    assert compose_points(points(fixes))
+    assert compose_points(read(fixes).arms)
 
 
 def test_all_problems_of_all_trials_come_at_once_each_with_its_trials() -> None:
@@ -212,7 +211,7 @@ def test_an_interpolation_to_nowhere_is_a_problem() -> None:
 
 def test_a_thousand_points_are_composed_in_seconds() -> None:
     rates = ",".join(f"{i}e-7" for i in range(1, 126))
-    space = points(["algorithm=grpo,ppo", f"lr={rates}", f"{ROLLOUT}.n=1,2,4,8"])
+    space = read(["algorithm=grpo,ppo", f"lr={rates}", f"{ROLLOUT}.n=1,2,4,8"]).arms
     assert len(space) == 1000
     start = time.process_time()
     composed = compose_points(space)

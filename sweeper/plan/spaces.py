@@ -1,0 +1,166 @@
+"""The dims and known points of each arm: what was typed, with `search.space` and `search.points` of the config.
+
+Guarantees: a dim is searched in an arm exactly when the arm is one of its `when` and the dim's value can matter there;
+what is left out is said, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sweeper import engines
+from sweeper.config import dims as spaces
+from sweeper.config import grammar, tree
+from sweeper.config.compose import Composed
+from sweeper.config.nearest import nearest
+from sweeper.config.space import Space, no_steps, unsearched, unsweepable
+from sweeper.errors import Problem
+from sweeper.plan.maker import Maker, neighbours
+from sweeper.search.base import Dim
+from sweeper.search.settings import SearchSettings
+
+_ABSENT = object()
+
+
+def collect(
+    space: Space, bases: Sequence[Composed], search: SearchSettings, problems: list[Problem], notes: list[str]
+) -> tuple[Dim, ...]:
+    """All dims of the sweep: typed ones, then those of `search.space` that nothing typed replaces."""
+    problems += unsearched(space, search.sampler)
+    found = {dim.name: dim for dim in space.dims}
+    if search.sampler == "none":
+        return tuple(found.values())
+    typed = {grammar.key_of(grammar.parse(line)) for base in bases for line in base.point.overrides}
+    for key, value in _entries(bases[0].config["search"]["space"]):
+        name = key.lstrip("+~")
+        if name in found or name in typed:
+            notes.append(f"{name} is typed, which replaces search.space.{name}")
+            continue
+        if name == "seed":
+            problems.append(
+                Problem("search.space.seed: seeds are not searched", fix="search.seeds=3", key="search.space")
+            )
+            continue
+        if (problem := unsweepable(key)) is not None:
+            problems.append(problem)
+            continue
+        dim = spaces.from_yaml(key, value, problems, notes)
+        if dim is None:
+            continue
+        problems += _unknown(dim, bases)
+        if search.sampler == "grid":
+            problems += no_steps(dim, f"{key}={spaces.shown(dim)}")
+        found[name] = dim
+    if search.samples and not found and not problems:
+        problems.append(
+            Problem(
+                f"search={search.sampler} has nothing to search",
+                valid="a dim on the command line, or in search.space; search=none for the comma choices alone",
+                fix=f"search={search.sampler} 'lr=tag(log,interval(1e-7,1e-4))'",
+                key="search",
+            )
+        )
+    return tuple(found.values())
+
+
+def _entries(space: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dims of `search.space`; keys may be dotted or nested."""
+    for key, value in space.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, Mapping) and value and "dim" not in value and "when" not in value:
+            yield from _entries(value, name)
+        else:
+            yield name, value
+
+
+def _unknown(dim: Dim, bases: Sequence[Composed]) -> Iterator[Problem]:
+    """What `when` names and no arm has."""
+    for key, wanted in dim.when.items():
+        at = f"search.space.{dim.key}.when.{key}"
+        if any(key in base.choices for base in bases):
+            valid = grammar.options(key)
+            for value in wanted:
+                if str(value) not in valid:
+                    close = nearest(str(value), valid, 1)
+                    fix = f"when: {{{key}: {close[0]}}}" if close else ""
+                    yield Problem(f"{at}: there is no {key}={value}", valid=", ".join(valid), fix=fix, key=at)
+        elif all(tree.get(base.config, key, _ABSENT) is _ABSENT for base in bases):
+            known = [*bases[0].choices, *(k for k, _ in tree.values(bases[0].config))]
+            close = nearest(key, known)
+            fix = f"when: {{{close[0]}: ...}}" if close else "a group or a key of --cfg job"
+            yield Problem(f"{at}: there is no {key}", valid=", ".join(close), fix=fix, key=at)
+
+
+def belongs(dim: Dim, base: Composed) -> bool:
+    """Whether an arm is one that a dim is meant for."""
+    for key, wanted in dim.when.items():
+        value = base.choices[key] if key in base.choices else tree.get(base.config, key, _ABSENT)
+        texts = [str(w) for w in wanted] if key in base.choices else list(wanted)
+        if value not in texts:
+            return False
+    return True
+
+
+def without_idle(maker: Maker, label: str, notes: list[str]) -> tuple[Dim, ...]:
+    """The dims of an arm whose values can matter there; a note for each of the others."""
+    dims = maker.dims
+    if not dims:
+        return ()
+    first = {dim.name: spaces.ends(dim)[0] for dim in dims}
+    start = maker.bound(first)
+    engine = engines.get(start["engine"]["name"])
+    live = []
+    for dim in dims:
+        why = engine.idle(start, dim.name)
+        if why:
+            # It may matter elsewhere in the space: where another dim has another value.
+            others = ({**first, name: value} for name, value in neighbours(dims))
+            why = why if all(engine.idle(maker.bound(point), dim.name) for point in others) else ""
+        if why:
+            notes.append(f"arm {label}: {dim.name} is not searched: {why}")
+        else:
+            live.append(dim)
+    return tuple(live)
+
+
+def check_points(points: Sequence[Any], dims: Sequence[Dim]) -> list[Problem]:
+    """What is wrong with `search.points`, whatever the arm."""
+    known = {dim.name: dim for dim in dims}
+    found = []
+    for place, point in enumerate(points):
+        at = f"search.points[{place}]"
+        for name, value in tree.values(point):
+            if name not in known:
+                close = nearest(name, known, 1)
+                found.append(
+                    Problem(
+                        f"{at}: {name} is not searched",
+                        valid=", ".join(known),
+                        fix=f"{close[0]}: {value}" if close else f"leave {name} out",
+                        key="search.points",
+                    )
+                )
+            elif not spaces.inside(known[name], value):
+                found.append(
+                    Problem(
+                        f"{at}: {name}={value} is outside the space",
+                        valid=f"{name}={spaces.shown(known[name])}",
+                        fix="another value, or a wider space",
+                        key="search.points",
+                    )
+                )
+    return found
+
+
+def points_of(points: Sequence[Any], maker: Maker, label: str, notes: list[str]) -> tuple[dict[str, Any], ...]:
+    """The known points in an arm: its dims only, each once, without those that cannot run there (a note says why)."""
+    names = {dim.name for dim in maker.dims}
+    found: dict[str, dict[str, Any]] = {}
+    for place, point in enumerate(points):
+        here = {name: value for name, value in tree.values(point) if name in names}
+        if len(here) == len(names) and (why := maker.refuse(here)):
+            notes.append(f"arm {label}: search.points[{place}] is left out: {why}")
+        elif here:
+            found.setdefault(repr(sorted(here.items())), here)
+    return tuple(found.values())
