@@ -29,11 +29,11 @@ class FairBracket(_Bracket):  # type: ignore[misc]
 
     def filled(self) -> bool:
         """Whether no other candidate will come."""
-        return len(self._all_trials) >= self._n0
+        return bool(len(self._all_trials) >= self._n0)
 
     def may_go(self, stand: Stand) -> bool:
         """Whether its candidate is short of the next rung, or there is none."""
-        return stand in self._live_trials and self.continue_trial(stand) is True
+        return bool(stand in self._live_trials and self.continue_trial(stand))
 
 
 class Brackets(HyperBandScheduler):  # type: ignore[misc]

@@ -34,6 +34,14 @@ class _Noted(PopulationBasedTraining):  # type: ignore[misc]
     allowed: Callable[[Mapping[str, Any]], bool]
     """Whether a point, as this scheduler has it, can run."""
 
+    def _checkpoint_or_exploit(
+        self, trial: Stand, desk: Any, upper_quantile: list[Stand], lower_quantile: list[Stand]
+    ) -> None:
+        """Every step at which it decides is saved, not only those that were among the best when they came to it."""
+        for donor in upper_quantile:
+            self._trial_state[donor].last_checkpoint = donor.trial_id
+        super()._checkpoint_or_exploit(trial, desk, upper_quantile, lower_quantile)
+
     def _exploit(self, desk: Any, trial: Stand, trial_to_clone: Stand) -> None:
         trial.donor, trial.forks = trial_to_clone, trial.forks + 1
         super()._exploit(desk, trial, trial_to_clone)
