@@ -186,10 +186,10 @@ class FakeAttempt:
 
     def __init__(self, job: Any, folder: Path) -> None:
         from sweeper.clusters.base import Exit
+        from sweeper.clusters.local import write_files
 
         self.folder = folder
-        for name, text in job.files.items():
-            (folder / name).write_text(text)
+        write_files(job.files, folder)
         with (folder / job.metrics).open("a") as out:
             for step in range(1, job.total_steps + 1):
                 out.write(json.dumps({"step": step, "data": METRICS}) + "\n")
