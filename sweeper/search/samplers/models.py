@@ -4,7 +4,7 @@ Guarantees: a new Optuna sampler with a seed of its own for every ask, so that n
 imported by `gp` alone, in its first proposal after the start-up. No setting of a user's logging is changed: only
 Optuna's storages and Gaussian process are made to keep quiet.
 
-How each takes in what happened (measured in benchmarks/README.md, section samplers):
+How each takes in what happened (tests/search/test_samplers.py):
 
 | | finished | pruned | not finite | failed | running | refused | repeated |
 |---|---|---|---|---|---|---|---|
@@ -13,8 +13,8 @@ How each takes in what happened (measured in benchmarks/README.md, section sampl
 | nsga2 | value | likewise | worst | nothing | nothing | nothing | nothing |
 
 `random` and `qmc` do not learn. With several objectives a pruned candidate is the worst in each: it was cheap because
-it was ended. TPE takes a refused point as one that is pending for ever; that it counts neither as a start-up point nor
-in the share that is called good is why that beats a constraint here.
+it was ended. TPE takes a refused point as one that is pending for ever: bad, and neither a start-up point nor one more
+in the count that the share of good ones is taken of.
 """
 
 # ruff: noqa: ARG002 (methods that Optuna calls with more than these need)
