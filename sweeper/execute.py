@@ -71,7 +71,7 @@ def _run(
     *,
     resume: bool,
 ) -> int:
-    index = Index(folder.path.parent)
+    index = Index(folder.path.parent, besides=folder.name)
     known = {s.trial.id: s.trial for s in plan.sized}
     if not resume:
         ledger.append("sweep_started", data=_started(plan))

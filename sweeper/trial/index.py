@@ -62,9 +62,12 @@ class Found:
 class Index:
     """The finished trials of one store."""
 
-    def __init__(self, store: Path) -> None:
-        """Open it, make it or make it anew, and read the ledgers that have changed."""
-        self.store = store.absolute()
+    def __init__(self, store: Path, *, besides: str = "") -> None:
+        """Open it, make it or make it anew, and read the ledgers that have changed.
+
+        `besides`: the sweep that asks; it knows its own trials, so its ledger is not read and none of it is found.
+        """
+        self.store, self._besides = store.absolute(), besides
         self.path = self.store / NAME
         self.problems: list[str] = []
         """What could not be read or written, each in one line."""
@@ -113,7 +116,7 @@ class Index:
             self._write(sweep, None, ())
         for sweep, path in sorted(there.items()):
             state = _state(path)
-            if known.get(sweep) == state:
+            if sweep == self._besides or known.get(sweep) == state:
                 continue
             try:
                 rows = list(_finished(Ledger.history(path)))
@@ -137,8 +140,8 @@ class Index:
             marks = ", ".join("?" * len(part))
             yield from self._db.execute(
                 f"SELECT fingerprint, sweep, trial, attempt FROM finished WHERE fingerprint IN ({marks})"
-                " ORDER BY time, sweep, trial",
-                part,
+                " AND sweep != ? ORDER BY time, sweep, trial",
+                (*part, self._besides),
             )
 
     def _folder(self, sweep: str, trial: str, attempt: int) -> Path:

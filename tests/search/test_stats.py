@@ -57,6 +57,20 @@ def test_the_interval_covers_the_mean_about_as_often_as_it_says() -> None:
     assert covered >= 88  # 95% asked for; a bootstrap of 20 reaches about 93%
 
 
+def test_a_hundred_scores_have_the_interval_that_the_bootstrap_would_give() -> None:
+    rng = random.Random(3)
+    values = [rng.gauss(5, 2) for _ in range(120)]
+    some, all_of = summarise(values[:99]), summarise(values)
+    assert some is not None and all_of is not None
+    assert some.low is not None and some.high is not None and all_of.low is not None and all_of.high is not None
+    assert all_of.high - all_of.low == pytest.approx((some.high - some.low) * math.sqrt(99 / 120), rel=0.15)
+    assert all_of.low < all_of.mean < all_of.high
+    found = compare(values[:50], values[50:] * 2)
+    assert found is not None and not found.told_apart
+    same = compare(values, values)
+    assert same is not None and same.low is not None and same.low < 0 and not same.told_apart
+
+
 def test_groups_that_clearly_differ_are_told_apart() -> None:
     found = compare([0.80, 0.81, 0.79, 0.80], [0.50, 0.52, 0.51, 0.49])
     assert found is not None and found.told_apart and found.further is None

@@ -150,6 +150,14 @@ def test_a_missing_or_damaged_index_is_made_anew_from_the_ledgers(tmp_path: Path
     assert len(found(tmp_path, *(f"f{i}" for i in range(50)))) == 50
 
 
+def test_the_sweep_that_asks_finds_what_others_finished_and_not_its_own(tmp_path: Path) -> None:
+    sweep(tmp_path, "a", {"000": ("f0", "finished"), "001": ("f1", "finished")})
+    sweep(tmp_path, "b", {"000": ("f0", "finished")})
+    assert found(tmp_path, "f0", "f1") == {"f0": "a/000", "f1": "a/001"}
+    index = Index(tmp_path, besides="a")
+    assert {k: str(v) for k, v in index.lookup_all(["f0", "f1"]).items()} == {"f0": "b/000"}
+
+
 def test_a_damaged_ledger_costs_its_own_trials_and_is_said(tmp_path: Path) -> None:
     sweep(tmp_path, "a", {"000": ("f0", "finished")})
     bad = sweep(tmp_path, "b", {"000": ("f1", "finished")})
