@@ -6,11 +6,13 @@ not imported (printing a plan must stay as quick as composing it).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TextIO
 
+from sweeper.config.dims import shown
 from sweeper.engines.base import Shape
 from sweeper.errors import Problem
-from sweeper.plan.arms import Sized
+from sweeper.plan.arms import ArmPlan, Sized
 from sweeper.plan.plan import Plan
 from sweeper.trial.records import to_json
 
@@ -18,27 +20,106 @@ FIXED = 3
 """The first columns are always there; one of the others only where a trial has something in it."""
 SHOWN = 40
 """Rows printed before the rest is counted; `--json` always has all."""
+REASONS = 4
+"""Reasons printed why points of a space cannot run."""
 
 
 def text(plan: Plan, out: TextIO) -> None:
     """Print the plan."""
     shapes = [*dict.fromkeys(plan.shapes.values())]
     where = f" on {_shape(shapes[0])}" if len(shapes) == 1 else " on several clusters" if shapes else ""
-    print(f"plan: {len(plan.sized)} trial{'s' * (len(plan.sized) != 1)}{where}", file=out)
+    print(f"plan: {_count(plan.total, 'trial')}{where}", file=out)
+    for line in _search(plan):
+        print(line, file=out)
     head = ["trial", "varies", "needs", "steps", "responses/step", "memory/rank", "GPU-hours", ""]
     body = [_row(s) for s in plan.sized[:SHOWN]]
+    if plan.search.samples:
+        head[0] = "arm"
+        body = [[arm.id, arm.label, *_row(arm.example)[2:]] for arm in plan.arms[:SHOWN] if arm.example]
     shown = [i for i in range(len(head)) if i < FIXED or any(r[i] for r in body)]
     head, body = [head[i] for i in shown], [[r[i] for i in shown] for r in body]
     widths = [max(len(r[i]) for r in [head, *body]) for i in range(len(head))]
     for r in [head, *body]:
         print("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip(), file=out)
-    if len(plan.sized) > SHOWN:
-        print(f"... and {len(plan.sized) - SHOWN} more (all with --json)", file=out)
+    listed = len(plan.arms if plan.search.samples else plan.sized)
+    if listed > SHOWN:
+        print(f"... and {listed - SHOWN} more (all with --json)", file=out)
     if plan.gpu_hours is not None:
         print(f"about {plan.gpu_hours:,.1f} GPU-hours in all, an estimate from above on tokens", file=out)
+    if plan.expected_gpu_hours is not None:
+        print(
+            f"about {plan.expected_gpu_hours:,.1f} of them once {plan.search.scheduler} ends trials early "
+            f"({plan.pruned:.0%} of the search's steps, by arithmetic)",
+            file=out,
+        )
     for note in (*plan.notes, *(note for shape in shapes for note in shape.notes)):
         print(f"note: {note}", file=out)
     problems(plan.problems, out, total=len(plan.sized))
+
+
+def _search(plan: Plan) -> list[str]:
+    """How it searches: budget, sampler and scheduler, and the space of each arm; nothing of a plain list of arms."""
+    search = plan.search
+    if search.sampler == "none" and search.scheduler == "none" and not search.final_seeds:
+        return []
+    lines = [
+        f"budget     {_budget(plan)}",
+        f"search     {search.sampler}{_options(search.options)}",
+        f"scheduler  {search.scheduler}{_options(search.scheduler_options)}",
+    ]
+    if search.objectives != ("score",):
+        lines.append(f"objectives {', '.join(search.objectives)}")
+    lines += [f"constraint {text}" for text in search.constraints]
+    spaces: dict[tuple[str, ...], list[str]] = {}
+    for arm in plan.arms:
+        if arm.dims:
+            spaces.setdefault(tuple(_space(arm)), []).append(arm.label)
+    for space, labels in spaces.items():
+        several = f"{', '.join(labels[:6])}{', ...' if len(labels) > 6 else ''}"
+        lines += [f"space      {several}" if labels != ["default"] else "space", *space]
+    return lines
+
+
+def _budget(plan: Plan) -> str:
+    search = plan.search
+    budgets = {arm.budget for arm in plan.arms}
+    points = f"{budgets.pop()} point" if len(budgets) == 1 else f"{min(budgets)} to {max(budgets)} point"
+    parts = [_count(len(plan.arms), "arm"), points + ("" if points == "1 point" else "s")]
+    if len(search.seeds) > 1:
+        parts.append(_count(len(search.seeds), "seed"))
+    text = " x ".join(parts)
+    if search.final_seeds:
+        text += f" + {_count(len(plan.arms), 'best point')} x {_count(len(search.final_seeds), 'final seed')}"
+    return f"{text} = {_count(plan.total, 'trial')}"
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    given = [f"{key}={value}" for key, value in options.items() if value is not None]
+    return f" ({', '.join(given)})" if given else ""
+
+
+def _space(arm: ArmPlan) -> list[str]:
+    """The dims of an arm, and what of its space cannot run."""
+    width = max(len(dim.name) for dim in arm.dims)
+    lines = [f"  {dim.name.ljust(width)}  {shown(dim)}" for dim in arm.dims]
+    gone = sum(r.points for r in arm.removed)
+    if arm.size is not None and arm.looked == arm.size:
+        counted = f"{_count(arm.size, 'point')}"
+    else:
+        of = "endless" if arm.size is None else f"{arm.size:,}"
+        counted = f"{_count(arm.looked, 'point')} looked at, of {of}"
+    if gone:
+        reasons = "; ".join(f"{r.why} ({r.points:,})" for r in arm.removed[:REASONS])
+        more = len(arm.removed) - REASONS
+        counted += f", {gone:,} removed: {reasons}{f'; {more:,} reasons more' if more > 0 else ''}"
+    lines.append(f"  {counted}")
+    if arm.points:
+        lines.append(f"  {_count(len(arm.points), 'known point')} first")
+    return lines
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def problems(found: list[tuple[Problem, list[str]]], out: TextIO, total: int) -> None:
@@ -58,9 +139,28 @@ def as_json(plan: Plan) -> dict[str, Any]:
     """The plan for machines; the schema is in docs/events.md."""
     return {
         "event": "plan",
+        "arms": [_arm(arm, plan) for arm in plan.arms],
+        "search": {
+            "sampler": plan.search.sampler,
+            "options": dict(plan.search.options),
+            "scheduler": plan.search.scheduler,
+            "scheduler_options": dict(plan.search.scheduler_options),
+            "trials": plan.search.trials,
+            "seeds": [seed for seed in plan.search.seeds if seed is not None],
+            "final_seeds": list(plan.search.final_seeds),
+            "objectives": list(plan.search.objectives),
+            "metric": plan.search.metric,
+            "mode": plan.search.mode,
+            "constraints": list(plan.search.constraints),
+        },
+        "planned": plan.total,
         "trials": [
             {
                 "trial": s.trial.id,
+                "arm": s.trial.arm,
+                "candidate": s.trial.candidate,
+                "seed": s.trial.seed,
+                "params": dict(s.trial.params),
                 "varied": dict(s.trial.point.varied),
                 "cluster": plan.shapes[s.trial.arm].name,
                 "nodes": s.gang.nodes if s.gang else None,
@@ -77,6 +177,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
             for s in plan.sized
         ],
         "gpu_hours": plan.gpu_hours,
+        "expected_gpu_hours": plan.expected_gpu_hours,
+        "expected_share": plan.pruned,
         "notes": list(plan.notes),
     }
 
@@ -84,6 +186,36 @@ def as_json(plan: Plan) -> dict[str, Any]:
 def print_json(plan: Plan, out: TextIO) -> None:
     """Print the plan as one line of JSON."""
     print(to_json(as_json(plan)), file=out)
+
+
+def _arm(arm: ArmPlan, plan: Plan) -> dict[str, Any]:
+    sized = arm.example
+    return {
+        "arm": arm.id,
+        "label": arm.label,
+        "varied": dict(arm.point.varied),
+        "cluster": plan.shapes[arm.id].name,
+        "dims": [
+            {
+                "key": dim.key,
+                "values": list(dim.values) if dim.values is not None else None,
+                "low": dim.low if dim.values is None else None,
+                "high": dim.high if dim.values is None else None,
+                "log": dim.log,
+                "integer": dim.integer,
+                "when": {key: list(values) for key, values in dim.when.items()},
+            }
+            for dim in arm.dims
+        ],
+        "budget": arm.budget,
+        "points": [dict(point) for point in arm.points],
+        "size": arm.size,
+        "looked": arm.looked,
+        "removed": [{"why": r.why, "points": r.points} for r in arm.removed],
+        "gpus": sized.gang.gpus if sized and sized.gang else None,
+        "steps": sized.work.steps if sized and sized.work else None,
+        "gpu_hours_per_trial": sized.cost.gpu_hours if sized and sized.cost else None,
+    }
 
 
 def _problem(p: Problem) -> dict[str, str]:
