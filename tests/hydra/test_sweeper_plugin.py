@@ -38,7 +38,7 @@ from sweeper.config import resolvers
 from sweeper.config.grammar import parse
 from sweeper.config.hydra_app import initialized
 from sweeper.config.main import main
-from sweeper.config.space import points
+from sweeper.config.space import read
 from sweeper.errors import RequestError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,10 +128,10 @@ class TestMultirun:
     def test_the_whole_request_arrives_at_once(
         self, hydra_sweep_runner: TSweepRunner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        overrides = ["algorithm=grpo,ppo", "seed=1,2", "cluster.device=cpu", "plan=true"]
+        overrides = ["algorithm=grpo,ppo", "lr=1e-6,1e-5", "cluster.device=cpu", "plan=true"]
         assert self.run(hydra_sweep_runner, tmp_path, *overrides) == 0
         shown = capsys.readouterr().out
-        assert "plan: 4 trials" in shown
+        assert "4 trials" in shown
         assert shown.count("algorithm=ppo") == 2
         assert not list(tmp_path.iterdir()), "nothing of Hydra's is left behind"
 
@@ -166,9 +166,9 @@ class TestMultirun:
 @pytest.mark.parametrize(
     "request_",
     [
-        ["algorithm=grpo,ppo", "seed=1,2,3", "lr=1e-6"],
+        ["algorithm=grpo,ppo", "updates_per_step=1,2,4", "lr=1e-6"],
         ["lr=1e-6,1e-5", "+data.extra='a,b'", "algorithm=glob(r*)"],
-        ["seed=1", "lr=1e-6,1e-5", "seed=2"],
+        ["kl=0", "lr=1e-6,1e-5", "kl=0.1"],
     ],
 )
 def test_comma_lists_mean_what_they_mean_to_hydras_sweeper(request_: list[str]) -> None:
@@ -176,9 +176,9 @@ def test_comma_lists_mean_what_they_mean_to_hydras_sweeper(request_: list[str]) 
         loader = GlobalHydra.instance().config_loader()
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(request_)
         (theirs,) = BasicSweeper.split_arguments(parsed, None)
-        both = [list(p.overrides) for p in points(request_)], theirs
-        read = [[[(o.get_key_element(), o.value()) for o in map(parse, job)] for job in jobs] for jobs in both]
-    assert read[0] == read[1]
+        both = [list(arm.overrides) for arm in read(request_).arms], theirs
+        ours, hydras = [[[(o.get_key_element(), o.value()) for o in map(parse, job)] for job in jobs] for jobs in both]
+    assert ours == hydras
 
 
 @pytest.mark.parametrize(
@@ -249,8 +249,8 @@ class TestHydrasOwnSweeper:
     def test_what_an_experiment_brings_along_is_not_run_twice(self, monkeypatch: pytest.MonkeyPatch) -> None:
         _, asked = self.run(monkeypatch, [0] * 9, "experiment=grpo_vs_ppo")
         with initialized():
-            planned = points(["experiment=grpo_vs_ppo"])
-            for_each_job = [points(lines) for lines in asked]
+            planned = read(["experiment=grpo_vs_ppo"]).arms
+            for_each_job = [read(lines).arms for lines in asked]
         assert [len(found) for found in for_each_job] == [1] * len(planned)
 
     def test_ctrl_c_shows_no_traceback(
