@@ -85,8 +85,10 @@ class Admission:
         self._turn = 0
         self._reserved: tuple[str, tuple[int, ...]] = ("", ())
 
-    def choose(self, waiting: Sequence[Waiting], free: Sequence[int], held: Iterable[Held] = ()) -> list[Start]:
-        """What to start now, in this order.
+    def choose(
+        self, waiting: Sequence[Waiting], free: Sequence[int], held: Iterable[Held] = (), most: int | None = None
+    ) -> list[Start]:
+        """What to start now, in this order; `most` limits how many.
 
         `waiting`: all that may start, the one whose turn it is first; what never fits is not in it (`never`). `free`:
         free ranks of each node (`Cluster.free()`). `held`: what runs now, of this controller; with durations it makes
@@ -100,7 +102,7 @@ class Admission:
         chosen: dict[str, Start] = {}
         refused: set[tuple[Gang, float | None]] = set()
         for w in self._ordered(waiting, room.left):
-            if not room.left:
+            if not room.left or len(chosen) == most:
                 break
             kind = (w.gang, w.expected_s if room.claimed else None)
             nodes = room.fit(w) if kind not in refused else None
@@ -109,8 +111,10 @@ class Admission:
                 chosen[w.key] = Start(w.key, nodes)
             elif w.key in self._overdue and not room.claimed:
                 key, earlier = self._reserved
-                self._reserved = (w.key, room.reserve(w, earlier if key == w.key else ()))
-                refused.clear()
+                nodes = room.reserve(w, earlier if key == w.key else ())
+                if nodes:
+                    self._reserved = (w.key, nodes)
+                    refused.clear()
             else:
                 refused.add(kind)
         self._count(waiting, chosen)
@@ -185,14 +189,16 @@ class _Room:
 
     def reserve(self, w: Waiting, earlier: tuple[int, ...]) -> tuple[int, ...]:
         """Set nodes aside for it: those of its earlier reservation, unless another sweep holds too much of them now;
-        else those where it can start first as far as is known, then those with most free."""
+        else those where it can start first as far as is known, then those with most free. None are, where other sweeps
+        hold so much that it could not start though all of our own ended: nobody knows for how long.
+        """
         ready = {node: self._ready_s(node, w.gang.gpus_per_node) for node in range(len(self.capacity))}
         possible = {n for n in ready if self.capacity[n] - self._foreign(n) >= w.gang.gpus_per_node}
         nodes = earlier
         if not earlier or not possible.issuperset(earlier):
-            large = [n for n in ready if self.capacity[n] >= w.gang.gpus_per_node]
-            large.sort(key=lambda n: (n not in possible, ready[n], -self.free[n], n))
-            nodes = tuple(sorted(large[: w.gang.nodes]))
+            nodes = tuple(sorted(sorted(possible, key=lambda n: (ready[n], -self.free[n], n))[: w.gang.nodes]))
+        if len(nodes) < w.gang.nodes:
+            return ()
         self.claimed = dict.fromkeys(nodes, w.gang.gpus_per_node)
         self.ready_s = max((ready[n] for n in nodes), default=0.0)
         return nodes

@@ -230,11 +230,25 @@ def test_a_reservation_moves_when_another_sweep_sits_on_its_node() -> None:
     assert starts == [Start("s", (1,))]
 
 
+def test_no_rank_is_set_aside_for_what_another_sweep_keeps_from_starting() -> None:
+    large, small = Waiting("large", Gang(1, 8)), Waiting("s", Gang(1, 2))
+    admission = overdue_large((8,), large)
+    assert admission.choose([large, small], (3,), [Held((0,), 1)]) == [Start("s", (0,))]  # four are not ours
+    assert admission.choose([large, small], (5,), [Held((0,), 3)]) == []  # they are given back: now it has its turn
+
+
+def test_so_many_and_no_more() -> None:
+    waiting = [Waiting(str(i), Gang(1, 1)) for i in range(4)]
+    admission = Admission((8,), patience=1 / 8)
+    assert admission.choose(waiting, (8,), most=0) == []
+    assert [s.key for s in admission.choose([*waiting, Waiting("b", Gang(1, 2))], (8,), most=2)] == ["b", "0"]
+
+
 def test_a_start_that_another_sweep_was_quicker_for_keeps_its_turn() -> None:
     large, small = Waiting("large", Gang(1, 2)), [Waiting(f"s{i}", Gang(1, 1)) for i in range(3)]
     admission = overdue_large((2,), large)
     assert admission.choose([large, *small], (2,)) == [Start("large", (0,))]
-    assert admission.choose([large, *small], (1,), []) == []  # its ranks are still kept for it
+    assert admission.choose([large, *small], (1,), [Held((0,), 1)]) == []  # ranks are still kept for it
 
 
 def test_a_full_cluster_or_nothing_waiting_starts_nothing() -> None:
