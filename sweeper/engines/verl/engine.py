@@ -29,7 +29,7 @@ from sweeper.engines.verl import (
     stacks,
     unused,
 )
-from sweeper.engines.verl.cpu import overlay
+from sweeper.engines.verl.cpu import VLLM, VLLM_PYTHON, overlay
 from sweeper.errors import Problem
 
 
@@ -37,6 +37,9 @@ class VerlEngine:
     """verl 0.9.1; see `Engine` for what each method promises."""
 
     name = "verl"
+    steps_key = "trainer.total_training_steps"
+    validation_key = "trainer.test_freq"
+    saving_key = "trainer.save_freq"
 
     def bind(self, config: Config, explicit: Mapping[str, Any], shape: Shape) -> list[Problem]:
         """Write our names, the cluster, the model and the data into verl's keys, in place."""
@@ -121,7 +124,11 @@ class VerlEngine:
 
 def _lay_cpu(config: Config, typed: Mapping[str, Any]) -> None:
     """Set what a CPU run needs, except where the user typed the key, a part of it or what holds it."""
-    for path, value in _cpu_values():
+    engine = config["engine"]
+    rollout = engine.get("rollout")
+    if rollout == VLLM and not engine.get("python"):
+        engine["python"] = str(VLLM_PYTHON)
+    for path, value in _cpu_values(rollout):
         key = ".".join(path)
         if any(key == t or key.startswith(f"{t}.") or t.startswith(f"{key}.") for t in typed):
             continue
@@ -134,9 +141,9 @@ def _lay_cpu(config: Config, typed: Mapping[str, Any]) -> None:
 
 
 @cache
-def _cpu_values() -> tuple[tuple[tuple[str, ...], Any], ...]:
+def _cpu_values(rollout: str | None) -> tuple[tuple[tuple[str, ...], Any], ...]:
     """Read once: parsing the file takes longer than all the rest of binding."""
-    return tuple(_leaves(overlay()))
+    return tuple(_leaves(overlay(rollout)))
 
 
 def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -19,7 +19,7 @@ from typing import Any
 from sweeper import environments, models
 from sweeper.engines.base import Config, Shape
 from sweeper.engines.verl import kinds, schedule
-from sweeper.engines.verl.cpu import ROLLOUT
+from sweeper.engines.verl.cpu import ROLLOUT, VLLM, VLLM_HEAD_DIMS
 from sweeper.environments import custom, rows
 from sweeper.environments.probe import Interpreter, ProbeError, ask
 from sweeper.errors import Problem
@@ -634,12 +634,22 @@ def rollout_on_cpu(c: Context) -> Iterator[Problem]:
             key="tp",
             source="sweeper/engines/verl/cpu/rollout.py",
         )
-    if c.shape.device == "cpu" and name in ROLLOUTS:
+    if c.shape.device != "cpu" or name not in ROLLOUTS:
+        return
+    if name != VLLM or c.config["engine"].get("rollout") != VLLM:
         yield Problem(
             f"actor_rollout_ref.rollout.name={name} needs a GPU, and cluster {c.shape.name} has none",
             valid=ROLLOUT,
-            fix=f"actor_rollout_ref.rollout.name={ROLLOUT}",
+            fix=f"actor_rollout_ref.rollout.name={ROLLOUT}, or engine=verl_vllm_cpu (vLLM's CPU build)",
             key="actor_rollout_ref.rollout.name",
+        )
+    elif c.arch is not None and c.arch.head_dim not in VLLM_HEAD_DIMS:
+        yield Problem(
+            f"{_model_name(c)} has heads of {c.arch.head_dim}, which vLLM cannot compute on a CPU",
+            valid=f"model.arch.head_dim: {_list(VLLM_HEAD_DIMS)}",
+            fix="model.arch.heads=2 model.arch.head_dim=32" if c.config["model"].get("build") else "another model",
+            key="model.arch.head_dim",
+            source="vllm/v1/attention/backends/cpu_attn.py:70",
         )
 
 
@@ -663,27 +673,33 @@ def rollout_installed(c: Context) -> Iterator[Problem]:
     """The inference server is installed where the trainer runs: verl imports it when its workers are up
     (workers/rollout/replica.py). Not looked at for a cluster that this release cannot start anything on."""
     name = c.rollout["name"]
-    if not c.shape.launchable or c.shape.device != "cuda" or name not in _SERVERS:
+    on_cpu = c.shape.device == "cpu"
+    if not c.shape.launchable or name not in _SERVERS or (on_cpu and c.config["engine"].get("rollout") != name):
         return
     interpreter = Interpreter.of(c.config)
     try:
         found = ask(interpreter, _FIND, {"module": _SERVERS[name]})
     except ProbeError:
-        return  # an interpreter that cannot be started is named by whoever asks it for the trainer
+        if not on_cpu:
+            return  # an interpreter that cannot be started is named by whoever asks it for the trainer
+        found = False
     if not found:
         yield Problem(
             f"actor_rollout_ref.rollout.name={name}, and {interpreter.python} has no package {_SERVERS[name]}",
             valid="an interpreter that has it",
-            fix="engine.python=<python of an environment with verl[vllm]>",
+            fix="make vllm-cpu" if on_cpu else "engine.python=<python of an environment with verl[vllm]>",
             key="engine.python",
             source="verl/workers/rollout/replica.py RolloutReplicaRegistry",
         )
 
 
 _SERVERS = {"vllm": "vllm", "sglang": "sglang", "trtllm": "tensorrt_llm"}
+# A distribution as well as a module: verl asks for the version of the distribution named `vllm`.
 _FIND = """
-import importlib.util
+import importlib.metadata, importlib.util
 answer = importlib.util.find_spec(question["module"]) is not None
+if answer and question["module"] == "vllm":
+    answer = any(True for _ in importlib.metadata.distributions(name="vllm"))
 """
 
 

@@ -7,9 +7,10 @@ loaded unless `environment()` is set in the processes of an attempt. This packag
 - `plugin`: what verl loads in each of its processes (`platform`, `patches`, `rollout`)
 - `agents`: verl's agent loops with fewer messages
 - `sampling`: generation whose rows do not depend on each other
+- `vllm_setup`, `vllm_plugin`: a real vLLM rollout instead, in an environment of its own (docs/placement.md)
 - `determinism`: the seeded agent loop and the ordered replay buffer, named in the config
 """
 
-from sweeper.engines.verl.cpu.settings import ROLLOUT, environment, overlay
+from sweeper.engines.verl.cpu.settings import ROLLOUT, VLLM, VLLM_HEAD_DIMS, VLLM_PYTHON, environment, overlay
 
-__all__ = ["ROLLOUT", "environment", "overlay"]
+__all__ = ["ROLLOUT", "VLLM", "VLLM_HEAD_DIMS", "VLLM_PYTHON", "environment", "overlay"]
