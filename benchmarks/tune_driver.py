@@ -6,7 +6,7 @@ Trivial trials (one report each), in one run, each way in a process of its own w
     tuned     a class with reuse_actors, no loggers, few snapshots of the experiment, no trial folders written often
     restore   Tuner.restore of an experiment whose trials are all finished: seconds until `fit` is over
     killed    SIGKILL of the driver while trainables run: how many of them are alive some seconds later
-    loop      a plain loop over fake trials, which stands where our controller will: no process, the test's fakes
+    loop      a plain loop over fake trials without processes, where our controller over the tests' fakes is to stand
 
 Prints start-up seconds (until the first trial has reported), milliseconds a trial after that, and the memory (resident,
 all processes of that Ray) at its end.
@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -40,6 +40,7 @@ QUIET = {
 }
 ALWAYS = {"RAY_AIR_NEW_OUTPUT": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
 CPUS = 2
+LIMIT_S = 200.0
 
 
 def memory() -> float:
@@ -59,8 +60,8 @@ def start_ray(folder: Path) -> None:
     ray.init(num_cpus=CPUS, include_dashboard=False, _temp_dir=str(folder), log_to_driver=False, logging_level="ERROR")
 
 
-def tuner(way: str, folder: Path, trials: int) -> Any:
-    """Tune over `trials` trivial trials, as it is or with everything off that costs."""
+def trainable(way: str, folder: Path) -> Any:
+    """A trial that reports once: a function, or a class for actors that are used again."""
     from ray import tune
 
     first = folder / "first"
@@ -87,9 +88,16 @@ def tuner(way: str, folder: Path, trials: int) -> Any:
 
         def load_checkpoint(self, checkpoint: Any) -> None: ...
 
+    return function if way == "tune" else Thin
+
+
+def tuner(way: str, folder: Path, trials: int) -> Any:
+    """Tune over `trials` trivial trials, as it is or with everything off that costs."""
+    from ray import tune
+
     thin = way != "tune"
     return tune.Tuner(
-        Thin if thin else function,
+        trainable(way, folder),
         param_space={"i": tune.grid_search(list(range(trials)))},
         tune_config=tune.TuneConfig(metric="score", mode="max", reuse_actors=thin),
         run_config=tune.RunConfig(
@@ -124,13 +132,8 @@ def restore(folder: Path, trials: int) -> dict[str, float]:
     start_ray(folder / "ray")
     tuner("tuned", folder, trials).fit()
     begun = time.time()
-    again = tune.Tuner.restore(str(folder / "results" / "bench"), _trainable(folder), resume_errored=False)
-    again.fit()
+    tune.Tuner.restore(str(folder / "results" / "bench"), trainable("tuned", folder)).fit()
     return {"restore_s": time.time() - begun, "trials": trials, "memory_mb": memory()}
-
-
-def _trainable(folder: Path) -> Any:
-    return tuner("tuned", folder, 1)._local_tuner.trainable
 
 
 def hold(folder: Path) -> None:
@@ -174,7 +177,6 @@ def loop(trials: int) -> dict[str, float]:
 
     To be completed: the controller itself over the same fakes belongs here.
     """
-    sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / "support")]
     begun = time.perf_counter()
     for n in range(trials):
         json.loads(json.dumps({"trial": n, "score": float(n)}))
@@ -209,12 +211,24 @@ def main() -> None:
             continue
         command = [sys.executable, __file__, "--way", way, "--folder", str(folder), "--trials", str(trials)]
         with (folder / "log.txt").open("wb") as log:
-            code = subprocess.run(command, env=env, stdout=log, stderr=log, check=False).returncode
+            code = watched(command, env, log)
         if code or not (folder / "measured.json").exists():
             print(f"{way:8} failed with code {code}, see {folder}/log.txt", flush=True)
             continue
         report(way, json.loads((folder / "measured.json").read_text()))
     report("loop", loop(args.trials))
+
+
+def watched(command: list[str], env: dict[str, str], log: IO[bytes]) -> int:
+    """Run it; past the limit it is ended with all processes that it started."""
+    process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    try:
+        return process.wait(LIMIT_S)
+    except subprocess.TimeoutExpired:
+        for each in (*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)):
+            with contextlib.suppress(psutil.Error):
+                each.kill()
+        return process.wait()
 
 
 def report(way: str, measured: dict[str, float]) -> None:
