@@ -204,7 +204,7 @@ class Controller:
                 continue  # what was proposed had been run before
             queue = [Waiting(t, self._gang(self.outcomes[t])) for t in self.waiting[:LOOKED_AT]]
             held = [Held(r.nodes, r.job.gang.gpus_per_node, self._left_s(r)) for r in self.running]
-            chosen = self._admission.choose(queue, free, held)[:room]
+            chosen = self._admission.choose(queue, free, held, most=room)
             started = [self._launch(self.outcomes[start.key], start.nodes) for start in chosen]
             if any(started):
                 continue

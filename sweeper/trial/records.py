@@ -1,8 +1,9 @@
 """The readable files of a sweep and its attempts, and the reader of growing metrics files.
 
-Guarantees: a file is either whole or absent (temp file in the same folder, fsync, rename); an attempt's folder is made
-once and never reused (`os.mkdir` is the lock); no value of a secret variable is written; a full disk is a SweeperError
-that names the path and the space left. Only the standard library is imported.
+Guarantees: a file is either whole or absent (temp file in the same folder, rename; a power cut may take the latest, as
+it may the ledger's last events: an fsync a file would cost more than all else that is done for a trial); an attempt's
+folder is made once and never reused (`os.mkdir` is the lock); no value of a secret variable is written; a full disk is
+a SweeperError that names the path and the space left. Only the standard library is imported.
 
 Layout (docs/records.md):
     {store}/{sweep}/sweep.json                              what was asked for, when, with which versions
@@ -28,6 +29,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +67,6 @@ def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
         descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(mask(text))
-            file.flush()
-            os.fsync(file.fileno())
         temp.chmod(mode)  # the umask may have taken bits that a script needs
         temp.replace(path)
     except OSError as error:
@@ -369,15 +369,17 @@ def now(moment: float | None = None) -> str:
 
 def versions(*packages: str) -> dict[str, str | None]:
     """The installed version of each distribution, without importing it; None when it is not installed here."""
+    return {package: _version(package) for package in filter(None, packages)}
+
+
+@lru_cache
+def _version(package: str) -> str | None:
     from importlib import metadata  # here: it is slow to import, and a plan does not need it
 
-    found: dict[str, str | None] = {}
-    for package in filter(None, packages):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _new_folder(parent: Path, name: str) -> Path:

@@ -214,7 +214,7 @@ class ListSampler:
         self._asked = 0
         self.told: dict[int, Told] = {}
 
-    def ask(self, refuse: Refuse) -> Ask | None:  # noqa: ARG002
+    def ask(self, refuse: Refuse) -> Ask | None:
         if self._asked >= len(self._points):
             return None
         self._asked += 1
@@ -234,10 +234,10 @@ class NoScheduler:
 
     def added(self, candidate: str, params: Mapping[str, Any]) -> None: ...
 
-    def result(self, candidate: str, step: int, score: float) -> dict[str, Any]:  # noqa: ARG002
+    def result(self, candidate: str, step: int, score: float) -> dict[str, Any]:
         return {}
 
-    def ended(self, candidate: str) -> dict[str, Any]:  # noqa: ARG002
+    def ended(self, candidate: str) -> dict[str, Any]:
         return {}
 
     def closed(self) -> dict[str, Any]:

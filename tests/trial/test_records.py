@@ -48,10 +48,10 @@ def test_a_full_disk_is_named_and_leaves_the_old_file_whole(tmp_path: Path, monk
     path = tmp_path / "status.json"
     write_json(path, {"state": "running"})
 
-    def full(_descriptor: int) -> None:
+    def full(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "open", full)
     with pytest.raises(SweeperError) as raised:
         write_json(path, {"state": "finished"})
     assert "disk is full" in str(raised.value)

@@ -1,0 +1,123 @@
+"""How long a sweep of 10,000 trials takes to be taken up again and to be listed, beside Optuna loading its own study.
+
+The ledger is written by the real controller with a fake engine and a fake cluster (tests/support/fakes.py); resuming and
+listing are real. A trial in a hundred is left unfinished, as after a kill.
+
+    python benchmarks/resume.py [--trials 10000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
+
+
+def controller(store: Path, count: int) -> Any:
+    """The sweep's controller, new or taken up again."""
+    from fakes import FakeCluster, FakeDisplay, FakeEngine, fake_config
+
+    from sweeper.search import controller as module
+    from sweeper.search import replay, samplers
+    from sweeper.search.arm import ArmSearch, Candidate
+    from sweeper.search.base import Dim
+    from sweeper.search.controller import Controller, Settings
+    from sweeper.search.schedulers import make
+    from sweeper.tracking.base import NoTracker
+    from sweeper.trial.index import Index
+    from sweeper.trial.ledger import Ledger
+    from sweeper.trial.records import SweepFolder
+    from sweeper.trial.spec import Point, Trial
+
+    module.POLL_S = 0.0
+    existing = (store / "s").exists()
+    folder = SweepFolder.existing(store, "s") if existing else SweepFolder.create(store, "s", [])
+    ledger = Ledger.open(folder.path / "ledger.db", create=not existing)
+    (folder.path / "studies").mkdir(exist_ok=True)
+    dims = [Dim("lr", low=1e-6, high=1e-2, log=True), Dim("kl", values=(0, 1e-3, 1e-2))]
+
+    def size(candidate: Candidate, seed: int | None, trial_id: str, kind: str) -> Trial:
+        config = fake_config(**candidate.params)
+        return Trial(trial_id, Point((), candidate.params), config, (), "0", candidate.id, seed, candidate.params, kind)
+
+    arm = ArmSearch(
+        "0",
+        sampler=samplers.make("random", dims, seed=1, journal=folder.path / "studies" / "0.journal"),
+        scheduler=make({"name": "none"}, dims, mode="max", validations=[4], total_steps=4, seed=1),
+        refuse=lambda _params: "",
+        budget=count,
+        objectives=("score",),
+        name=lambda n: f"{n:05d}",
+        seeds=(None,),
+        mode="max",
+    )
+    made = Controller(
+        arms=[arm],
+        size=size,
+        engine=FakeEngine(),  # type: ignore[arg-type]
+        cluster=FakeCluster(64),
+        folder=folder,
+        ledger=ledger,
+        tracker=NoTracker(),
+        display=FakeDisplay(),
+        facts=lambda o: (dict(o.trial.params), {}),
+        fingerprint=lambda t: json.dumps(dict(t.params), sort_keys=True),
+        settings=Settings(stop={"patience": 5}, failures={"same": 3}, known=False),
+        index=Index(store, besides="s"),
+    )
+    if existing:
+        replay.take_up(made, ledger, folder)
+    return made
+
+
+def timed(what: str, work: Callable[[], Any]) -> float:
+    """Do it, print how long it took, in seconds."""
+    start = time.perf_counter()
+    work()
+    took = time.perf_counter() - start
+    print(f"{what:58} {took:8.2f} s", flush=True)
+    return took
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=10_000)
+    count = parser.parse_args().trials
+    with tempfile.TemporaryDirectory() as temp:
+        store = Path(temp)
+        first = controller(store, count * 99 // 100)
+        timed(f"{count * 99 // 100} trials run (fake, 64 at a time)", first.run)
+        first._ledger.close()
+
+        resumed: list[Any] = []
+        ours = timed(f"resume: ready to go on with {count}", lambda: resumed.append(controller(store, count)))
+        assert sum(o.done for o in resumed[0].outcomes.values()) == count * 99 // 100
+        resumed[0]._ledger.close()
+
+        from sweeper.cli.main import main as cli
+
+        sys.stdout.flush()
+        timed("status: all sweeps", lambda: cli(["status", "--store", str(store)]))
+
+        import optuna
+        from optuna.storages.journal import JournalFileBackend
+
+        journal = str(store / "s" / "studies" / "0.journal")
+        storage = optuna.storages.JournalStorage
+        peer = timed(
+            "Optuna alone: load the study of the same trials",
+            lambda: optuna.load_study(study_name=None, storage=storage(JournalFileBackend(journal))).trials,
+        )
+        print(f"ours / Optuna's own loading: {ours / peer:.2f}")
+
+
+if __name__ == "__main__":
+    main()
