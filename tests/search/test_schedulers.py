@@ -173,15 +173,15 @@ DIMS = [
 def test_new_values_are_within_the_dims_and_can_run(settings: dict[str, Any]) -> None:
     points = [{"lr": 10 ** (-6 + 3 * n / 9), "kl": DIMS[1].values[n % 4], "epochs": 1 + n % 8} for n in range(10)]  # type: ignore[index]
 
+    steps = range(10, 80, 30 if settings is PB2 else 10)  # its model takes about a second for each
+
     def refuse(point: Any) -> str:
         return "too much" if point["epochs"] > 6 and point["kl"] == 1e-2 else ""
 
-    made = make(settings, DIMS, validations=range(10, 80, 10), total_steps=80, refuse=refuse)
-    done = race(
-        made, points, gain=lambda p: 1 + math.log10(p["lr"]) / 6, validations=range(10, 80, 10), total=80, slots=10
-    )
+    made = make(settings, DIMS, validations=steps, total_steps=80, refuse=refuse)
+    done = race(made, points, gain=lambda p: 1 + math.log10(p["lr"]) / 6, validations=steps, total=80, slots=10)
     forks = [v.fork for _, v in done.verdicts("fork")]
-    assert len(forks) >= 4
+    assert len(forks) >= 2
     for fork in forks:
         assert fork is not None
         assert set(fork.params) == {"lr", "kl", "epochs"}
