@@ -27,7 +27,7 @@ MOST = 100_000
 """Values that one dim may list, and points that a grid may have; more is a slip of the keyboard."""
 
 _FORMS = "'interval(a,b)', 'tag(log,interval(a,b))', 'int(interval(a,b))', 'range(a,b)', 'choice(a,b)'"
-_BARE = re.compile(r"[A-Za-z_][\w./-]*")
+_BARE = re.compile(r"[A-Za-z_][\w./-]*", re.ASCII)
 _WORDS = {"null", "true", "false", "inf", "nan"}
 """What Hydra does not read as a text."""
 

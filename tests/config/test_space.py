@@ -6,25 +6,27 @@ from itertools import product
 from math import prod
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweeper.config.space import Space, points
-from sweeper.errors import RequestError
+from sweeper.config import dims
+from sweeper.config.space import read, unsearched
+from sweeper.errors import Problem, RequestError
 
 
 def varied(*lines: str) -> list[dict[str, object]]:
-    return [dict(p.varied) for p in points(lines)]
+    return [dict(p.varied) for p in read(lines).arms]
 
 
 def refused(*lines: str) -> str:
     with pytest.raises(RequestError) as caught:
-        points(lines)
+        read(lines)
     return str(caught.value)
 
 
 def test_nothing_typed_is_one_point() -> None:
-    (point,) = points([])
+    (point,) = read([]).arms
     assert point.overrides == () and point.varied == {}
 
 
@@ -35,7 +37,7 @@ def test_commas_multiply_in_the_order_typed_the_last_fastest() -> None:
         {"algorithm": "ppo", "lr": 1e-4},
         {"algorithm": "ppo", "lr": 3e-4},
     ]
-    assert points(["algorithm=grpo,ppo", "seed=7", "lr=1e-4,3e-4"])[0].overrides == (
+    assert read(["algorithm=grpo,ppo", "seed=7", "lr=1e-4,3e-4"]).arms[0].overrides == (
         "algorithm=grpo",
         "seed=7",
         "lr=0.0001",
@@ -56,13 +58,13 @@ def test_commas_multiply_in_the_order_typed_the_last_fastest() -> None:
     ],
 )
 def test_lists_quotes_and_types(line: str, values: list[object] | None) -> None:
-    found = points([line])
+    found = read([line]).arms
     assert [p.varied.get("k") for p in found] == (values or [None])
     assert all("," not in p.overrides[0] or "[" in line or "{" in line or "'" in line for p in found)
 
 
 def test_an_interpolation_among_the_choices_stays_one() -> None:
-    assert [p.overrides[0] for p in points(["kl=${lr},0"])] == ["kl='${lr}'", "kl=0"]
+    assert [p.overrides[0] for p in read(["kl=${lr},0"]).arms] == ["kl='${lr}'", "kl=0"]
 
 
 def test_globs_choose_among_the_options_of_a_group() -> None:
@@ -71,38 +73,85 @@ def test_globs_choose_among_the_options_of_a_group() -> None:
     assert "options of a group" in refused("lr=glob(*)")
 
 
-def test_grid_enumerates_choice_and_range() -> None:
-    assert varied("search=grid", "seed=range(1,4)", "lr=choice(1e-4,2e-4)") == [
-        {"seed": s, "lr": lr} for s in (1, 2, 3) for lr in (1e-4, 2e-4)
+def test_choice_range_and_interval_are_searched_and_make_no_arms() -> None:
+    space = read(["algorithm=grpo,ppo", "kl=choice(0,1e-3)", "updates_per_step=range(1,4)", "lr=interval(1e-6,1e-3)"])
+    assert [dict(p.varied) for p in space.arms] == [{"algorithm": "grpo"}, {"algorithm": "ppo"}]
+    assert [(d.name, d.values) for d in space.dims] == [
+        ("kl", (0, 1e-3)),
+        ("updates_per_step", (1, 2, 3)),
+        ("lr", None),
     ]
+    assert all(not point.overrides or "kl" not in str(point.overrides) for point in space.arms)
+
+
+@pytest.mark.parametrize("line", ["seed=1,2,3", "seed=range(1,4)", "seed=choice(1,2,3)", "++seed=1,2,3"])
+def test_a_choice_of_seed_is_the_seeds_and_no_arm(line: str) -> None:
+    space = read(["lr=1,2", line])
+    assert space.seeds == (1, 2, 3) and len(space.arms) == 2 and not space.dims
+
+
+@pytest.mark.parametrize("line", ["seed=interval(1,4)", "seed=1,x", "seed=1.5,2", "seed=-1,2", "seed=choice(true,1)"])
+def test_what_is_no_seed(line: str) -> None:
+    assert "search.seeds=3" in refused(line)
 
 
 def test_without_a_search_they_are_explained() -> None:
-    message = refused("seed=range(1,4)", "lr=choice(1,2)")
-    assert message.count("search=grid 'seed=range(1,4)'") == 1
-    assert "search=grid 'lr=choice(1,2)'" in message
+    space = read(["tp=range(1,4)", "lr=choice(1,2)", "kl=interval(0,1)"])
+    fixes = [p.fix for p in unsearched(space, "none")]
+    assert fixes == ["search=grid 'tp=range(1,4)'", "search=grid 'lr=choice(1,2)'", "search=tpe 'kl=interval(0,1)'"]
 
 
 @pytest.mark.parametrize("line", ["lr=interval(1e-6,1e-3)", "lr=tag(log,interval(1e-6,1e-3))"])
-@pytest.mark.parametrize("search", ["none", "grid"])
-def test_an_interval_needs_a_sampler(line: str, search: str) -> None:
-    message = refused(f"search={search}", line)
-    assert "sampler" in message and "lr=1e-06,0.001" in message
+def test_a_grid_has_no_steps_in_an_interval(line: str) -> None:
+    (problem,) = unsearched(read([line, "tp=int(interval(1,4))"]), "grid")
+    assert f"search=tpe '{line}'" in problem.fix and "choice" in problem.fix
+    assert unsearched(read([line]), "random") == []
 
 
-def test_a_shuffled_choice_is_refused() -> None:
-    assert "another one each time" in refused("seed=shuffle(1,2,3)")
+@pytest.mark.parametrize("line", ["lr=shuffle(1,2,3)", "lr=shuffle(choice(1,2))", "lr=shuffle(range(1,3))"])
+def test_a_shuffled_choice_is_refused(line: str) -> None:
+    assert "another one each time" in refused(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("lr=interval(1e-3,1e-6)", "lr=interval(1e-06,0.001)"),
+        ("lr=interval(1,1)", "both bounds are the same"),
+        ("tp=int(interval(1.2,1.8))", "both bounds are the same"),
+        ("lr=tag(log,interval(0,1))", "the logarithm of 0 does not exist"),
+        ("lr=tag(log,interval(-1,1))", "the logarithm of -1 does not exist"),
+        ("lr=interval(0,inf)", "finite"),
+        ("lr=interval(nan,1)", "finite"),
+        ("lr=choice(1,nan)", "no value to run with"),
+        ("lr=choice()", "empty choice"),
+        ("tp=range(4,1)", "tp=range(1,4)"),
+        ("tp=range(1,4,0)", "step not 0"),
+        ("tp=range(1,inf)", "finite"),
+        ("tp=range(1,10000000)", "tp=int(interval(1,10000000))"),
+        ("algorithm=interval(0,1)", "a group has options"),
+        ("algorithm=choice(grpo,grp)", "algorithm=grpo"),
+        ("store=choice(a,b)", "belongs to the whole sweep"),
+        ("search.trials=range(1,4)", "belongs to the whole sweep"),
+        ("scheduler=none,asha", "belongs to the whole sweep"),
+        ("stop.patience=1,2", "belongs to the whole sweep"),
+        ("lr=choice(glob(*))", "lr=choice(glob(*))"),
+    ],
+)
+def test_a_dim_that_cannot_be_meant(line: str, said: str) -> None:
+    assert said in refused(line)
 
 
 def test_a_value_typed_twice_is_run_once() -> None:
-    space = points(["lr=1e-4,0.0001,2e-4"])
-    assert [p.varied["lr"] for p in space] == [1e-4, 2e-4]
-    assert len(space.notes) == 1 and "twice" in space.notes[0]
+    space = read(["lr=1e-4,0.0001,2e-4", "kl=choice(1,1,2)"])
+    assert [p.varied["lr"] for p in space.arms] == [1e-4, 2e-4]
+    assert space.dims[0].values == (1, 2)
+    assert len(space.notes) == 2 and all("twice" in note for note in space.notes)
 
 
 def test_a_key_typed_twice_counts_as_typed_last() -> None:
-    space = points(["lr=1,2", "seed=1", "lr=5"])
-    assert [p.overrides for p in space] == [("lr=5", "seed=1")]
+    space = read(["lr=1,2", "seed=1", "lr=5"])
+    assert [p.overrides for p in space.arms] == [("lr=5", "seed=1")]
     assert "more than once" in space.notes[0]
 
 
@@ -152,7 +201,7 @@ def typed(value: object) -> str:
 def test_any_values_come_back_as_they_were_typed(choices: dict[str, list[object]]) -> None:
     choices = {k: [v.replace("\\", "") if isinstance(v, str) else v for v in vs] for k, vs in choices.items()}
     distinct = {k: list({(type(v).__name__, repr(v)): v for v in vs}.values()) for k, vs in choices.items()}
-    space: Space = points([f"+{key}={','.join(map(typed, values))}" for key, values in choices.items()])
+    space = read([f"+{key}={','.join(map(typed, values))}" for key, values in choices.items()]).arms
     assert len(space) == prod(map(len, distinct.values()))
     swept = [k for k, vs in distinct.items() if len(vs) > 1]
     expected = [
@@ -162,7 +211,7 @@ def test_any_values_come_back_as_they_were_typed(choices: dict[str, list[object]
     assert [repr(dict(p.varied)) for p in space] == [repr(e) for e in expected]
     # Each line holds one value: read again it is one point, the same.
     for point in space[:5]:
-        (again,) = points(point.overrides)
+        (again,) = read(point.overrides).arms
         assert again.overrides == point.overrides
 
 
@@ -170,6 +219,126 @@ def test_any_values_come_back_as_they_were_typed(choices: dict[str, list[object]
 @given(st.text(max_size=20))
 def test_no_text_makes_a_traceback(line: str) -> None:
     try:
-        assert points([line])
+        assert read([line]).arms
     except RequestError as error:
         assert error.problems
+
+
+bounds = st.floats(-1e6, 1e6, allow_nan=False).filter(lambda v: v == 0 or abs(v) > 1e-12)
+
+
+@settings(max_examples=150)
+@given(bounds, bounds, st.booleans(), st.booleans())
+def test_an_interval_is_what_hydra_says_or_refused(low: float, high: float, log: bool, integer: bool) -> None:
+    text = f"interval({low!r},{high!r})"
+    text = f"int({text})" if integer else text
+    line = f"lr=tag(log,{text})" if log else f"lr={text}"
+    hydra = OverridesParser.create().parse_override(line)._value
+    if hydra.start >= hydra.end or (log and hydra.start <= 0):
+        assert refused(line)
+        return
+    (dim,) = read([line]).dims
+    assert (dim.low, dim.high, dim.log, dim.integer) == (hydra.start, hydra.end, log, integer)
+    assert read([f"lr={dims.shown(dim)}"]).dims[0].log == log
+    for point in [*dims.corners([dim]), *dims.sample([dim], 20, seed=1)]:
+        assert dims.inside(dim, point["lr"]) and dims.outside([dim], point) == []
+    assert not dims.inside(dim, dim.high + 1) and not dims.inside(dim, dim.low - 1)
+    assert not dims.inside(dim, "x") and not dims.inside(dim, True)
+
+
+@settings(max_examples=150)
+@given(st.lists(scalars.filter(lambda v: v is not None), min_size=1, max_size=5))  # Hydra: no choice(null)
+def test_a_choice_is_what_hydra_says_and_its_lines_set_it(listed: list[object]) -> None:
+    listed = [v.replace("\\", "") if isinstance(v, str) else v for v in listed]
+    line = f"+a.b=choice({','.join(map(typed, listed))})"
+    (dim,) = read([line]).dims
+    kept = list({(type(v).__name__, repr(v)): v for v in listed}.values())
+    assert [repr(v) for v in dim.values or ()] == [repr(v) for v in kept]
+    for value in dim.values or ():
+        again = OverridesParser.create().parse_override(dims.line(dim.key, value))
+        assert not again.is_sweep_override()
+        assert (type(again.value()), repr(again.value())) == (type(value), repr(value))
+
+
+values = st.one_of(
+    scalars,
+    st.lists(st.integers(-9, 9), max_size=3),
+    st.dictionaries(st.from_regex(r"[a-z]{1,4}x", fullmatch=True), st.text("abc '", max_size=4), max_size=2),
+)
+
+
+@settings(max_examples=200)
+@given(values)
+def test_the_line_of_a_value_means_that_value(value: object) -> None:
+    override = OverridesParser.create().parse_override(dims.line("a.b", value))
+    assert repr(override.value()) == repr(value)
+
+
+LINES = [
+    "algorithm=grpo,ppo",
+    "model=tiny,qwen7b,qwen3b",
+    "tp=1,2",
+    "lr=interval(1e-6,1e-3)",
+    "kl=choice(0,1e-3,1e-2)",
+    "updates_per_step=range(1,5)",
+    "+x.y=int(interval(1,9))",
+    "seed=1,2",
+]
+
+
+@settings(max_examples=60)
+@given(st.permutations(LINES), st.integers(0, len(LINES)))
+def test_the_same_lines_give_the_same_space_and_arms_go_in_the_order_typed(lines: list[str], count: int) -> None:
+    lines = lines[:count]
+    first, second = read(lines), read(lines)
+    assert first == second
+    swept = {
+        line.split("=")[0]: line.split("=")[1].split(",") for line in lines if "(" not in line and "seed" not in line
+    }
+    expected = [dict(zip(swept, combination, strict=True)) for combination in product(*swept.values())]
+    assert [{k: str(v) for k, v in p.varied.items()} for p in first.arms] == expected
+    assert [d.key for d in first.dims] == [line.split("=")[0] for line in lines if "(" in line]
+    count_of = dims.size(first.dims)
+    assert (count_of is None) == any(line.startswith("lr") for line in lines)
+    if count_of is not None:
+        every = [*dims.every(first.dims)]
+        assert len(every) == count_of == len({repr(p) for p in every})
+        assert all(dims.outside(first.dims, point) == [] for point in every)
+    names = [d.name for d in first.dims]
+    assert dims.outside(first.dims, {}) == [f"{name} is missing" for name in names]
+    assert dims.sample(first.dims, 5, seed=3) == dims.sample(first.dims, 5, seed=3)
+
+
+def test_a_dim_reads_like_it_is_typed() -> None:
+    for text in ("tag(log,interval(1e-07,0.0001))", "int(interval(1,9))", "choice(0,0.001,a)"):
+        (dim,) = read([f"lr={text}"]).dims
+        assert dims.shown(dim) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (3, "nothing to search"),
+        ([], "nothing to search"),
+        ("3", "is one value"),
+        ("interval(3", "cannot read"),
+        ("interval(3,1)", "below the lower"),
+        ({"dim": "interval(1,3)", "whne": {}}, "whne"),
+        ({"dim": "interval(1,3)", "when": "ppo"}, "when=ppo"),
+        ({"when": {"algorithm": "ppo"}}, "nothing to search"),
+    ],
+)
+def test_an_entry_of_the_config_that_cannot_be_meant(value: object, said: str) -> None:
+    problems: list[Problem] = []
+    assert dims.from_yaml("lr", value, problems, []) is None
+    assert said in problems[0].what
+
+
+def test_an_entry_of_the_config_is_a_text_a_list_or_one_with_when() -> None:
+    problems: list[Problem] = []
+    (typed_dim,) = read(["lr=tag(log,interval(1e-6,1e-3))"]).dims
+    assert dims.from_yaml("lr", "tag(log,interval(1e-6,1e-3))", problems, []) == typed_dim
+    listed = dims.from_yaml("kl", [0, 0.1], problems, [])
+    assert listed is not None and listed.values == (0, 0.1)
+    only = dims.from_yaml("kl", {"dim": [1, 2], "when": {"algorithm": "ppo", "tp": [1, 2]}}, problems, [])
+    assert only is not None and only.when == {"algorithm": ("ppo",), "tp": (1, 2)} and not problems

@@ -1,0 +1,285 @@
+"""A plan of a search: arms, dims, what can run, and everything that is wrong said at once."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from sweeper.config.hydra_app import initialized
+from sweeper.errors import RequestError
+from sweeper.plan import render
+from sweeper.plan.plan import Plan, make
+
+TPE, LR, KL = "search=tpe", "lr=tag(log,interval(1e-6,1e-3))", "kl=choice(0,1e-3)"
+CRITIC = "critic.optim.lr=tag(log,interval(1e-6,1e-4))"
+NODE = ("cluster=node_8gpu", "model=qwen7b", "environment=gsm8k")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _hydra() -> Iterator[None]:
+    with initialized():
+        yield
+
+
+def refused(*lines: str) -> str:
+    with pytest.raises(RequestError) as caught:
+        make(lines)
+    return str(caught.value)
+
+
+def text(plan: Plan) -> str:
+    out = io.StringIO()
+    render.text(plan, out)
+    return out.getvalue()
+
+
+def names(plan: Plan) -> list[list[str]]:
+    return [[dim.name for dim in arm.dims] for arm in plan.arms]
+
+
+def test_seeds_run_every_arm_and_are_in_the_ids() -> None:
+    plan = make(["algorithm=grpo,ppo", "seed=7,9"])
+    assert [t.id for t in plan.trials] == ["000-s7", "000-s9", "001-s7", "001-s9"]
+    assert [(t.candidate, t.seed, t.config["data"]["seed"]) for t in plan.trials[:2]] == [("000", 7, 7), ("000", 9, 9)]
+    assert plan.search.seeds == (7, 9) and len(plan.arms) == 2
+
+
+def test_search_seeds_count_from_the_seed_and_final_ones_are_others() -> None:
+    plan = make(["seed=5", "search.seeds=3", "search.final_seeds=2"])
+    assert plan.search.seeds == (5, 6, 7)
+    assert len(plan.search.final_seeds) == 2 and not set(plan.search.final_seeds) & {5, 6, 7}
+    assert [t.config["data"]["seed"] for t in plan.trials] == [5, 6, 7]
+    assert plan.total == 5
+    assert make(["seed=5", "search.seeds=3", "search.final_seeds=2"]).search == plan.search
+
+
+def test_one_seed_is_the_configs_own() -> None:
+    plan = make(["seed=5"])
+    assert plan.search.seeds == (None,)
+    assert [(t.id, t.candidate, t.seed, t.config["data"]["seed"]) for t in plan.trials] == [("000", "000", None, 5)]
+
+
+def test_a_grid_lists_what_can_run_and_counts_what_cannot() -> None:
+    plan = make([*NODE, "search=grid", "algorithm=grpo,rloo", "tp=choice(1,2,4,8)", "lr=choice(1e-6,1e-5)"])
+    assert not plan.problems and len(plan.trials) == 12
+    assert [dict(t.params) for t in plan.trials[:3]] == [
+        {"tp": 1, "lr": 1e-6},
+        {"tp": 1, "lr": 1e-5},
+        {"tp": 2, "lr": 1e-6},
+    ]
+    arm = plan.arms[0]
+    assert (arm.size, arm.looked, arm.budget) == (8, 8, 6)
+    assert [(r.points, "tp=8 does not divide the 28" in r.why) for r in arm.removed] == [(2, True)]
+    assert [t.id for t in plan.trials] == [plan.candidate_id(a, n) for a in (0, 1) for n in range(6)]
+    assert "8 points, 2 removed: tp=8 does not divide" in text(plan)
+    assert all(t.params["tp"] != 8 for t in plan.trials)
+
+
+def test_a_grid_of_which_nothing_can_run_says_all_reasons_with_what_to_do() -> None:
+    message = refused(*NODE, "search=grid", "tp=choice(3,8)", "lr=choice(1e-6,1e-5)")
+    assert "none of the 4 points" in message and "(2)" in message
+    assert "tp=3" in message and "tp=8" in message and "valid: tp: 1, 2, 4" in message
+
+
+def test_a_grid_may_have_a_budget_and_seeds() -> None:
+    plan = make(["search=grid", "lr=choice(1e-6,1e-5,1e-4)", "search.trials=2", "seed=1,2"])
+    assert [(t.id, t.params["lr"]) for t in plan.trials] == [
+        ("000-s1", 1e-6),
+        ("000-s2", 1e-6),
+        ("001-s1", 1e-5),
+        ("001-s2", 1e-5),
+    ]
+
+
+def test_a_sampler_has_a_budget_an_example_and_no_trial_yet() -> None:
+    plan = make([TPE, "algorithm=grpo,ppo", LR, KL, "search.seeds=2", "search.final_seeds=3"])
+    assert plan.trials == [] and plan.search.trials == 20
+    assert plan.total == 2 * 20 * 2 + 2 * 3
+    for arm in plan.arms:
+        assert arm.example is not None and not arm.example.trial.problems and arm.example.gang is not None
+        assert arm.size is None
+    assert [plan.candidate_id(a, n) for n in (0, 1) for a in (0, 1)] == ["000", "001", "002", "003"]
+    assert "2 arms x 20 points x 2 seeds + 2 best points x 3 final seeds = 86 trials" in text(plan)
+
+
+def test_an_arm_makes_and_refuses_trials_while_the_sweep_runs() -> None:
+    (arm,) = make([*NODE, TPE, LR, KL, "tp=choice(1,2,4,8)"]).arms
+    point = {"lr": 3e-5, "kl": 1e-3, "tp": 2}
+    sized = arm.sized(point, seed=11, candidate="004", trial_id="004-s11", kind="final")
+    trial = sized.trial
+    assert (trial.id, trial.candidate, trial.seed, trial.kind, trial.arm) == ("004-s11", "004", 11, "final", "0")
+    assert not trial.problems and sized.gang is not None and sized.cost is not None
+    actor = trial.config["actor_rollout_ref"]["actor"]
+    assert actor["optim"]["lr"] == 3e-5 and actor["use_kl_loss"] and actor["kl_loss_coef"] == 1e-3
+    assert dict(trial.params) == point and "lr=3e-05" in trial.label
+    assert arm.refuse(point) == ""
+    assert "tp=8 does not divide" in arm.refuse({**point, "tp": 8})
+    assert "outside" in arm.refuse({**point, "lr": 1.0}) and "missing" in arm.refuse({"lr": 1e-5, "kl": 0})
+    assert arm.sized({**point, "tp": 8}, seed=None, candidate="5", trial_id="5").trial.problems
+
+
+def test_idle_dims_are_left_out_where_they_cannot_matter() -> None:
+    plan = make([TPE, "algorithm=grpo,ppo", LR, CRITIC])
+    assert names(plan) == [["lr"], ["lr", "critic.optim.lr"]]
+    assert any("critic.optim.lr is not searched: " in note and "algorithm=grpo" in note for note in plan.notes)
+
+
+def test_a_dim_that_matters_somewhere_in_the_space_stays() -> None:
+    (arm,) = make([TPE, "algorithm=choice(grpo,ppo)", LR, CRITIC]).arms
+    assert [d.name for d in arm.dims] == ["algorithm", "lr", "critic.optim.lr"]
+    assert arm.sized(
+        {"algorithm": "ppo", "lr": 1e-5, "critic.optim.lr": 1e-5}, seed=None, candidate="0", trial_id="0"
+    ).trial.config["binding"]["critic"]
+
+
+SPACE = "+search.space.lr='tag(log,interval(1e-6,1e-3))'"
+
+
+@pytest.mark.parametrize("when", ["algorithm: ppo", "algorithm: [ppo,rloo]", "binding.critic: true"])
+def test_a_dim_of_the_config_may_belong_to_some_arms(when: str) -> None:
+    only = f"+search.space.kl={{dim: 'choice(0,0.1)', when: {{{when}}}}}"
+    plan = make([TPE, "algorithm=grpo,ppo", SPACE, only])
+    assert names(plan) == [["lr"], ["lr", "kl"]]
+
+
+def test_nested_keys_of_the_config_are_dims_too() -> None:
+    plan = make([TPE, "+search.space.actor_rollout_ref.rollout.n=[4,8]"])
+    assert names(plan) == [["actor_rollout_ref.rollout.n"]]
+
+
+def test_what_is_typed_replaces_the_dim_of_the_config() -> None:
+    plan = make([TPE, SPACE, "lr=choice(1e-5,1e-4)", KL])
+    assert plan.arms[0].dims[0].values == (1e-5, 1e-4)
+    assert names(make([TPE, SPACE, "lr=1e-5", KL])) == [["kl"]]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([TPE], "nothing to search"),
+        (["search=none", LR], "search=tpe 'lr="),
+        (["search=grid", LR], "an interval has no steps"),
+        (["search=grid", SPACE], "an interval has no steps"),
+        ([TPE, "lrr=interval(0,1)"], "unknown key lrr"),
+        ([TPE, LR, "search.trials=0"], "search.trials=0"),
+        ([TPE, LR, "search.trials=-1"], "search.trials=-1"),
+        ([TPE, LR, "search.seeds=0"], "search.seeds=0"),
+        ([TPE, LR, "search.seeds=3", "seed=1,2"], "both say which seeds"),
+        ([TPE, LR, "search.seeds=3", "seed=null"], "seed is null"),
+        ([TPE, LR, "search.objectives=[speed]"], "[score,gpu_hours]"),
+        ([TPE, LR, "search.objectives=[]"], "[score,gpu_hours]"),
+        ([TPE, LR, "search.objectives=[score,gpu_hours]", "scheduler=asha", "trainer.test_freq=5"], "scheduler=none"),
+        ([TPE, LR, "search.startup=-1"], "search.startup=-1"),
+        (["search=nsga2", LR, "search.population=1"], "search.population=1"),
+        (["search.trials=3"], "search=none searches nothing"),
+        ([TPE, LR, "search.points=[{lr: 1}]"], "search.points[0]: lr=1 is outside"),
+        ([TPE, LR, "search.points=[{lrx: 1e-4}]"], "lr: 0.0001"),
+        ([TPE, LR, "search.points=[3]"], "a list of points"),
+        ([TPE, LR, "search.constraints=['lr <']"], "invalid syntax"),
+        ([TPE, LR, "search.constraints=['lrr < 1']"], "lr < 1"),
+        ([TPE, LR, "search.constraints=['lr * 2']"], "not true or false"),
+        ([TPE, LR, "search.constraints=['lr > 1']"], "constraint: not lr > 1"),
+        ([TPE, LR, "+search.space.kl={dim: [0,1], when: {algorthm: ppo}}"], "there is no algorthm"),
+        ([TPE, LR, "+search.space.kl={dim: [0,1], when: {algorithm: pppo}}"], "there is no algorithm=pppo"),
+        ([TPE, LR, "+search.space.seed=[1,2]"], "search.seeds=3"),
+        ([TPE, LR, "+search.space.store=[a,b]"], "belongs to the whole sweep"),
+        ([TPE, LR, "objective.metric=val-core/nothing"], "objective.metric=auto"),
+        ([TPE, LR, "scheduler=asha", "trainer.test_freq=-1"], "trainer.test_freq"),
+        ([TPE, LR, "scheduler=pbt", "trainer.test_freq=5", "trainer.save_freq=-1"], "trainer.save_freq"),
+        ([TPE, LR, "stop.patience=0"], "stop.patience=0"),
+        ([TPE, LR, "failures.retries=-1"], "failures.retries=-1"),
+        ([TPE, LR, "placement.probe=perhaps"], "auto, true, false"),
+        ([TPE, LR, "trainer.n_gpus_per_node=64"], "trainer.n_gpus_per_node=64: a node of cluster local has"),
+    ],
+)
+def test_what_is_wrong_with_a_search(lines: list[str], said: str) -> None:
+    assert said in refused(*lines)
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    message = refused(
+        TPE, LR, "search.points=[{lr: 1}]", "search.constraints=['lr <']", "search.seeds=2", "seed=1,2",
+        "+search.space.kl=3",
+    )  # fmt: skip
+    for part in ("search.points[0]", "search.constraints", "both say", "search.space.kl"):
+        assert part in message
+
+
+def test_known_points_come_first_in_every_arm_that_has_them() -> None:
+    points = "search.points=[{lr: 1e-4, critic.optim.lr: 1e-5},{lr: 2e-4}]"
+    plan = make([TPE, "algorithm=grpo,ppo", LR, CRITIC, points])
+    assert [dict(p) for p in plan.arms[0].points] == [{"lr": 1e-4}, {"lr": 2e-4}]
+    assert [dict(p) for p in plan.arms[1].points] == [{"lr": 1e-4, "critic.optim.lr": 1e-5}, {"lr": 2e-4}]
+    # The second point leaves a dim of ppo open, which is for the sampler to fill.
+    assert [(t.id, t.arm) for t in plan.trials] == [("000", "0"), ("002", "0"), ("001", "1")]
+
+
+def test_constraints_take_points_out_and_intervals_are_looked_into() -> None:
+    plan = make([TPE, LR, KL, "search.constraints=['lr > 1e-5 and lr < 1e-4', 'kl < 1']"])
+    (arm,) = plan.arms
+    assert arm.example is not None and 1e-5 < arm.example.trial.params["lr"] < 1e-4
+    assert arm.refuse({"lr": 1e-6, "kl": 0}).startswith("constraint: not lr > 1e-5")
+    assert sum(r.points for r in arm.removed) > 0
+
+
+def test_a_scheduler_saves_and_the_plan_says_how_much() -> None:
+    plan = make([*NODE, TPE, LR, "scheduler=asha", "trainer.test_freq=5"])
+    assert plan.gpu_hours is not None and plan.expected_gpu_hours is not None and plan.pruned is not None
+    assert plan.expected_gpu_hours == pytest.approx(plan.gpu_hours * plan.pruned)
+    assert 0 < plan.pruned < 0.5
+    assert "asha ends trials early" in text(plan)
+    assert make([*NODE, TPE, LR]).expected_gpu_hours is None
+
+
+def test_a_scheduler_without_a_search_is_useless_and_no_mistake() -> None:
+    plan = make(["scheduler=asha", "trainer.test_freq=5"])
+    assert not plan.problems and any("with search=none each has one" in note for note in plan.notes)
+
+
+def test_the_identity_of_an_arm_is_without_what_is_searched() -> None:
+    def leaves(*lines: str) -> dict[str, Any]:
+        return make([TPE, *lines]).arms[0].identity()
+
+    found = leaves(LR, KL)
+    assert "actor_rollout_ref.actor.optim.lr" not in found and "actor_rollout_ref.actor.use_kl_loss" not in found
+    assert "data.seed" not in found and found["seed"] == 1
+    assert found == leaves("lr=tag(log,interval(1e-7,1e-2))", "kl=choice(0,1e-2)")
+    assert found == leaves(LR, KL, "search.trials=7", "search.seeds=3")
+    assert found != leaves(LR, KL, "updates_per_step=2") and found != leaves(LR, KL, "seed=2")
+
+
+def test_the_same_request_is_the_same_plan() -> None:
+    lines = [TPE, "algorithm=grpo,ppo", LR, CRITIC, KL]
+    first, second = make(lines), make(lines)
+    assert json.dumps(render.as_json(first)) == json.dumps(render.as_json(second))
+    for a, b in zip(first.arms, second.arms, strict=True):
+        assert a.identity() == b.identity()
+
+
+def test_the_json_says_all_of_it() -> None:
+    found = render.as_json(make([TPE, "algorithm=grpo,ppo", LR, KL, "search.seeds=2", "scheduler=none"]))
+    json.dumps(found)
+    assert found["planned"] == 80 and found["search"]["sampler"] == "tpe" and found["search"]["seeds"] == [1, 2]
+    assert found["arms"][0]["dims"][0] == {
+        "key": "lr", "values": None, "low": 1e-6, "high": 1e-3, "log": True, "integer": False, "when": {},
+    }  # fmt: skip
+    assert found["arms"][0]["budget"] == 20 and found["arms"][0]["size"] is None
+
+
+def test_plain_arms_look_as_they_did() -> None:
+    said = text(make(["algorithm=grpo,ppo"]))
+    assert said.startswith("plan: 2 trials on local") and "budget" not in said and "space" not in said
+
+
+def test_an_experiment_may_choose_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sweeper.config import experiment
+
+    monkeypatch.setattr(
+        experiment, "load", lambda _name: {"hydra": {"sweeper": {"params": {"lr": "choice(1e-5,1e-4)"}}}}
+    )
+    plan = make(["experiment=grpo_vs_ppo", "search=grid"])
+    assert [t.params["lr"] for t in plan.trials] == [1e-5, 1e-4]
