@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sweeper.engines.base import Gang
@@ -34,6 +35,8 @@ CAPACITY = (8,) * 4
 MIX = {Gang(1, 1): 40, Gang(1, 2): 25, Gang(1, 4): 15, Gang(1, 8): 12, Gang(2, 8): 8}
 SHORTEST_S, LONGEST_S = 0.5, 3.0
 POLL_S = 0.005
+LOOKED_AT = 1_000
+"""Of what waits, so many are looked at in a simulation."""
 Policy = Callable[[Sequence[Waiting], Sequence[int], Iterable[Held]], list[Start]]
 
 
@@ -82,7 +85,7 @@ def simulate(work: Sequence[Load], policy: Policy, known: bool) -> float:
         held = [
             Held(nodes, by_key[k].gang.gpus_per_node, end - now if known else None) for end, k, nodes in sorted(running)
         ]
-        starts = policy(waiting, free, held)
+        starts = policy(waiting[:LOOKED_AT], free, held)
         for start in starts:
             for node in start.nodes:
                 free[node] -= by_key[start.key].gang.gpus_per_node
@@ -121,13 +124,23 @@ class Nodes:
 
         self.sleep: Any = sleep
         self.ray: Any = ray
-        # As many processes as there can be tasks at once, before anything is timed.
-        warm = [
-            sleep.options(num_gpus=1, num_cpus=1, resources={f"node{node}": 0.01}).remote(20.0)
-            for node, ranks in enumerate(CAPACITY)
-            for _ in range(ranks)
-        ]
-        ray.get(warm)
+
+        # As many processes as there can be tasks at once, before anything is timed: each waits until all are there.
+        @ray.remote(max_calls=0)  # type: ignore[untyped-decorator]
+        def meet(me: int, folder: str, others: int) -> None:
+            (Path(folder) / f"met-{me}").touch()
+            while len(list(Path(folder).glob("met-*"))) < others:
+                time.sleep(0.2)
+
+        places = [node for node, ranks in enumerate(CAPACITY) for _ in range(ranks)]
+        ray.get(
+            [
+                meet.options(num_gpus=1, num_cpus=1, resources={f"node{node}": 0.01}).remote(
+                    me, self.temp_dir, len(places)
+                )
+                for me, node in enumerate(places)
+            ]
+        )
 
     @staticmethod
     def resources(node: int) -> dict[str, Any]:
