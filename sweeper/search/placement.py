@@ -227,7 +227,8 @@ def _question(config: Config, shape: Shape, engine: Engine, typed: frozenset[str
 def spec(config: Config, shape: Shape, engine: Engine, candidates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """All that a measurement depends on, as plain JSON: the model, the cluster's shape, the engine and the versions of
     what it is made of, how much a step computes, and the other values of the config sections that hold the candidates'
-    keys (the rollout's lengths, batching and memory). Learning rates, seeds and the number of steps are not in it."""
+    keys (the rollout's lengths, batching and memory). Learning rates, seeds, names
+    and the number of steps are not in it."""
     work = asdict(engine.workload(config, shape))
     for unrelated in ("steps", "memory_gib"):
         work.pop(unrelated)
@@ -237,7 +238,7 @@ def spec(config: Config, shape: Shape, engine: Engine, candidates: Sequence[Mapp
         f"{section}.{key}": value
         for section in sorted(sections)
         for key, value in tree.values(dict(tree.get(config, section, None) or {}))
-        if f"{section}.{key}" not in keys and "seed" not in key
+        if f"{section}.{key}" not in keys and "seed" not in key and not key.endswith("_name")
     }
     model = {k: v for k, v in (config.get("model") or {}).items() if k != "warm_up"}
     return {
