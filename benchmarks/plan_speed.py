@@ -1,9 +1,10 @@
 """How quick planning is, beside Hydra alone, in one run.
 
 Prints, as medians: `python sweep.py --help` and a plan of 2 trials against a process that imports Hydra and composes
-verl's own config once; and the seconds to plan 1,000 trials against Hydra's compose time for as many.
+verl's own config once; and the seconds to plan 1,000 trials, and 10,000 points of a grid, against Hydra's compose time
+for as many.
 
-    python benchmarks/plan_speed.py [--repeats 5] [--trials 1000]
+    python benchmarks/plan_speed.py [--repeats 5] [--trials 1000] [--points 10000]
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--points", type=int, default=10_000)
     args = parser.parse_args()
     spec = importlib.util.find_spec("verl")
     if spec is None or spec.origin is None:
@@ -63,12 +65,21 @@ def main() -> None:
     rates = ",".join(f"{(i + 1) * 1e-7:.3e}" for i in range(args.trials // 2))
     many, out = seconds([*sweep, "-m", "algorithm=grpo,ppo", f"lr={rates}", "plan=true", "--json"], 1)
     planned = len(json.loads(out.strip().splitlines()[-1])["trials"])
+    side = round(args.points**0.5)
+    lr = f"lr=choice({','.join(f'{(i + 1) * 1e-7:.3e}' for i in range(args.points // side))})"
+    kl = f"kl=choice({','.join(f'{i * 1e-5:.3e}' for i in range(side))})"
+    grid, out = seconds([*sweep, "-m", "search=grid", lr, kl, "plan=true", "--json"], 1)
+    points = len(json.loads(out.strip().splitlines()[-1])["trials"])
     print(f"import hydra + one compose of verl's config: {base:.2f} s")
     print(f"sweep.py --help:     {show:.2f} s  = {show / base:.2f} x  (target 1.5)")
     print(f"plan of 2 trials:    {two:.2f} s  = {two / base:.2f} x  (target 1.5)")
     print(
         f"plan of {planned} trials: {many:.1f} s (target 20 s for 1,000); "
         f"Hydra's composes alone: {one * planned:.0f} s = {one * planned / many:.0f} x"
+    )
+    print(
+        f"plan of a grid of {points} points: {grid:.1f} s (target 30 s for 10,000); "
+        f"Hydra's composes alone: {one * points:.0f} s = {one * points / grid:.0f} x"
     )
 
 
