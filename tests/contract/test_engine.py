@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from sweeper import engines
-from sweeper.config import hydra_app
+from sweeper.config import hydra_app, tree
 from sweeper.config.compose import compose_points
 from sweeper.config.space import read
-from sweeper.engines.base import AttemptPaths, Config, Engine, Shape
+from sweeper.engines.base import AttemptPaths, Config, Engine, Saved, Shape
+from sweeper.errors import SweeperError
+from sweeper.trial.identity import fingerprint
 
 CPU = Shape(name="local", device="cpu", nodes=1, gpus_per_node=2)
 
@@ -79,7 +81,79 @@ def test_a_line_without_a_step_is_no_progress(engine: Engine) -> None:
     assert engine.progress({}, bound(engine)) is None
 
 
-def test_a_root_cause_is_short(engine: Engine) -> None:
-    log = "\n".join(f"ValueError: {i}" for i in range(10_000))
-    assert 0 < len(engine.root_cause(log)) <= 12
-    assert engine.root_cause("") == []
+KINDS = {"preempted", "node-lost", "out-of-memory", "stalled", "nan", "data", "disk", "launch", "bug"}
+
+
+@pytest.mark.parametrize("log", ["", "\n".join(f"ValueError: {i}" for i in range(10_000)), "\x00\xff\n" * 100])
+@pytest.mark.parametrize(("reason", "code"), [("exit", 1), ("exit", -9), ("launch", None), ("lost", None)])
+def test_a_failure_is_of_a_known_kind_and_short(engine: Engine, log: str, reason: str, code: int | None) -> None:
+    found = engine.failure(log, reason, code, "the detail")
+    assert found.kind in KINDS
+    assert found.signature
+    assert "\n" not in found.signature
+    assert 0 < len(found.lines) <= 12
+    assert engine.failure(log, reason, code, "the detail") == found
+
+
+def test_a_log_without_stacks_hangs_nowhere(engine: Engine) -> None:
+    assert engine.hung_at("step 1\nstep 2\n") == []
+
+
+def test_relief_is_placement_and_comes_to_an_end(engine: Engine) -> None:
+    config = bound(engine)
+    before, identity = copy.deepcopy(config), fingerprint(config)
+    times = 1
+    while relieved := engine.relieve(config, times):
+        changed, what = relieved
+        assert fingerprint(changed) == identity
+        assert changed != config
+        assert what
+        assert len(what.splitlines()) == 1
+        times += 1
+        assert times < 100
+    assert config == before
+
+
+def test_what_is_emitted_is_sorted_and_said_once(engine: Engine) -> None:
+    names = engine.emits(bound(engine))
+    assert names == sorted(set(names))
+    assert names
+
+
+def test_steps_with_a_score_and_with_a_checkpoint_are_steps_of_the_trial(engine: Engine) -> None:
+    config = bound(engine)
+    total = engine.workload(config, CPU).steps
+    for steps in (engine.validates(config), engine.saves(config)):
+        assert steps == sorted(set(steps))
+        assert all(0 <= step <= total for step in steps)
+    assert engine.validates(config)
+
+
+@pytest.mark.parametrize("name", ["lr", "kl", "tp"])
+def test_our_own_names_always_matter(engine: Engine, name: str) -> None:
+    assert engine.idle(bound(engine), name) == ""
+
+
+def test_an_empty_folder_has_no_checkpoint_and_nothing_is_written(engine: Engine, tmp_path: Path) -> None:
+    assert engine.checkpoint(tmp_path) is None
+    assert engine.checkpoint(tmp_path / "missing") is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_is_not_there_cannot_be_adopted(engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(SweeperError):
+        engine.adopt(Saved(3, tmp_path / "gone"), tmp_path / "own")
+    assert engine.checkpoint(tmp_path / "own") is None
+
+
+def test_every_placement_can_run_and_is_the_same_trial(engine: Engine) -> None:
+    config = bound(engine)
+    identity = fingerprint(config)
+    found = engine.placements(config, CPU)
+    assert found
+    for placement in found:
+        changed = copy.deepcopy(config)
+        for key, value in placement.items():
+            tree.put(changed, key, value)
+        assert fingerprint(changed) == identity
+        assert engine.check(changed, CPU) == []

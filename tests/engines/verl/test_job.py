@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,53 @@ def test_the_records_are_ours(tmp_path: Path) -> None:
     assert made.env["VERL_FILE_LOGGER_PATH"] == str(paths_in(tmp_path).folder / made.metrics)
 
 
+def checkpoint(folder: Path, step: int, *, whole: bool = True) -> Path:
+    """One as verl writes it; the note of the last step names it, whole or not."""
+    path = folder / f"global_step_{step}"
+    (path / "actor").mkdir(parents=True)
+    for name in ("data.pt", "actor/model_world_size_1_rank_0.pt"):
+        with zipfile.ZipFile(path / name, "w") as made:
+            made.writestr("archive/data.pkl", "x")
+    if not whole:
+        (path / "actor/model_world_size_1_rank_0.pt").write_bytes(b"PK")
+    (folder / "latest_checkpointed_iteration.txt").write_text(str(step))
+    return path
+
+
+def test_an_attempt_goes_on_from_the_newest_whole_checkpoint(tmp_path: Path) -> None:
+    checkpoints = paths_in(tmp_path).checkpoints
+    checkpoint(checkpoints, 5)
+    checkpoint(checkpoints, 10)
+    checkpoint(checkpoints, 15, whole=False)
+    found = trainer(job_of(tmp_path))["trainer"]
+    assert found["resume_mode"] == "resume_path"
+    assert found["resume_from_path"] == str(checkpoints / "global_step_10")
+
+
+def test_where_nothing_is_whole_it_starts_over_and_does_not_stumble(tmp_path: Path) -> None:
+    checkpoint(paths_in(tmp_path).checkpoints, 5, whole=False)
+    assert trainer(job_of(tmp_path))["trainer"]["resume_mode"] == "disable"
+
+
 def test_a_start_from_another_checkpoint_is_kept_until_there_is_an_own_one(tmp_path: Path) -> None:
     typed = ["trainer.resume_mode=resume_path", "trainer.resume_from_path=/old/global_step_5"]
-    assert trainer(job_of(tmp_path, *typed))["trainer"]["resume_mode"] == "resume_path"
-    checkpoints = paths_in(tmp_path).checkpoints
-    checkpoints.mkdir()
-    (checkpoints / "latest_checkpointed_iteration.txt").write_text("10")
-    assert trainer(job_of(tmp_path, *typed))["trainer"]["resume_mode"] == "auto"
+    assert trainer(job_of(tmp_path, *typed))["trainer"]["resume_from_path"] == "/old/global_step_5"
+    own = checkpoint(paths_in(tmp_path).checkpoints, 10)
+    assert trainer(job_of(tmp_path, *typed))["trainer"]["resume_from_path"] == str(own)
+
+
+@pytest.mark.parametrize("on", [[], SEVEN], ids=["cpu", "cuda"])
+def test_verl_loads_what_makes_a_resume_train_at_the_configs_rates(tmp_path: Path, on: list[str]) -> None:
+    typed = ["+engine.env.PYTHONPATH=/mine", "+engine.env.VERL_USE_EXTERNAL_MODULES=my_plugin"]
+    made = job_of(tmp_path, *on, *typed)
+    modules = made.env["VERL_USE_EXTERNAL_MODULES"].split(",")
+    assert "sweeper_resume" in modules
+    assert modules[-1] == "my_plugin", "what the user loads is loaded too"
+    places = made.env["PYTHONPATH"].split(":")
+    assert places[0] == str(paths_in(tmp_path).folder / "plugins")
+    assert places[-1] == "/mine"
+    assert made.files["plugins/sweeper_resume.py"].endswith("install()\n")
+    assert 'export PYTHONPATH="$here"/plugins' in made.files["command.sh"], "also after the folder was moved"
 
 
 def test_what_ray_refuses_from_a_guest_becomes_the_size_of_the_attempts_own_cluster(tmp_path: Path) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+from pathlib import Path
 from typing import Any
 
-from sweeper.engines.verl.metrics import available, progress
+import pytest
+
+from sweeper.engines.verl.metrics import progress
 
 STEP = {
     "step": 3,
@@ -75,6 +79,49 @@ def test_not_a_number_is_left_out() -> None:
     assert found.metrics == {}
 
 
-def test_names_that_an_objective_can_have() -> None:
-    names = available([STEP, {"step": 4, "data": {"actor/lr": 1e-6}}])
-    assert names == sorted([*(k for k, v in STEP["data"].items() if isinstance(v, float | int)), "actor/lr"])
+def signals(data: dict[str, Any], **actor: Any) -> dict[str, float]:
+    found = progress({"step": 1, "data": data}, {**config(), "actor_rollout_ref": {"actor": actor}})
+    assert found is not None
+    return dict(found.signals)
+
+
+@pytest.mark.parametrize("run", ["grpo", "ppo"])
+def test_a_real_step_has_every_signal(run: str) -> None:
+    line = json.loads((Path(__file__).parent / "runs" / f"{run}.jsonl").read_text().splitlines()[1])
+    found = signals(line["data"], loss_agg_mode="token-mean")
+    assert set(found) == {"loss", "grad_norm", "entropy", "kl", "reward_spread", "saturated", "mismatch"}
+    assert found["loss"] == line["data"]["actor/pg_loss"]
+    assert 0.3 < found["entropy"] < 3
+    assert abs(found["kl"]) < 0.1
+    assert found["reward_spread"] == 1
+    assert 0 <= found["saturated"] <= 1
+    assert found["mismatch"] < 1e-5
+
+
+def test_a_validation_has_no_signals() -> None:
+    assert signals({"val-core/gsm8k/acc/mean@1": 0.2}) == {}
+
+
+def test_a_signal_that_is_not_a_number_is_kept_as_that() -> None:
+    line = json.loads(
+        '{"actor/pg_loss": NaN, "critic/score/max": NaN, "critic/score/min": 0, "actor/entropy": Infinity}'
+    )
+    found = signals(line)
+    assert math.isnan(found["loss"])
+    assert math.isnan(found["reward_spread"])
+    assert found["entropy"] == math.inf
+
+
+@pytest.mark.parametrize(
+    ("mode", "value"),
+    [("token-mean", 0.5), ("seq-mean-token-mean", 0.5), ("seq-mean-token-sum", 5.0), ("seq-mean-token-sum-norm", 0.25)],
+)
+def test_entropy_is_per_token_however_verl_adds_it_up(mode: str, value: float) -> None:
+    data = {"actor/entropy": value, "response_length/mean": 10.0, "response_length/max": 20.0}
+    assert signals(data, loss_agg_mode=mode)["entropy"] == pytest.approx(0.5)
+    if mode.endswith("norm"):
+        assert signals(data, loss_agg_mode=mode, loss_scale_factor=40)["entropy"] == pytest.approx(1.0)
+
+
+def test_an_entropy_over_an_unknown_number_of_tokens_is_left_out() -> None:
+    assert "entropy" not in signals({"actor/entropy": 9.0}, loss_agg_mode="token-sum")

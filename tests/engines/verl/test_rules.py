@@ -21,8 +21,8 @@ from sweeper.engines.verl.base_config import config_dir
 from sweeper.engines.verl.engine import VerlEngine
 
 CPU = Shape(name="local", device="cpu", nodes=1, gpus_per_node=4)
-NODE = Shape(name="node_8gpu", device="cuda", nodes=1, gpus_per_node=8, gpu="H100", gpu_memory_gib=79.6)
-TWO = Shape(name="two_nodes_8gpu", device="cuda", nodes=2, gpus_per_node=8, gpu="H100", gpu_memory_gib=79.6)
+NODE = Shape("node_8gpu", "cuda", 1, 8, gpu="H100", gpu_memory_gib=79.6, launchable=False)
+TWO = Shape("two_nodes_8gpu", "cuda", 2, 8, gpu="H100", gpu_memory_gib=79.6, launchable=False)
 SEVEN = ["model=qwen7b", "environment=gsm8k", "cluster=node_8gpu"]
 PAIR = ["model=qwen7b", "environment=gsm8k", "cluster=two_nodes_8gpu"]
 FIXED = [
@@ -164,7 +164,9 @@ def test_rule(rule: str, keeps: list[str], breaks: list[str], key: str, says: st
 
 
 def test_every_rule_has_a_case() -> None:
-    assert {r.__name__ for r in rules.RULES} | {"numbers", "shape_asked", "strategies"} == {case[0] for case in CASES}
+    assert {r.__name__ for r in rules.RULES} | {"numbers", "shape_asked", "strategies"} == {
+        case[0] for case in CASES
+    } | {"rollout_installed"}
 
 
 @pytest.mark.parametrize(
@@ -271,6 +273,35 @@ def test_what_verl_refuses_is_refused(tmp_path: Path) -> None:
     ]
     assert refused == []
     assert sum(bool(a) for a in answers) >= 15, "the sample no longer holds what verl refuses"
+
+
+HERE = Shape("local", "cuda", 1, 8, gpu="H100", gpu_memory_gib=79.6)
+"""GPUs that a trial would really be started on."""
+
+
+def interpreter(folder: Path, *packages: str) -> str:
+    """A Python that has those packages, as far as anybody can tell without importing them."""
+    for name in packages:
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text("raise RuntimeError('nobody imports it')")
+    made = folder / "python"
+    made.write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} "$@"\n')
+    made.chmod(0o755)
+    return f"engine.python={made}"
+
+
+def test_an_inference_server_that_is_not_installed_is_named_before_anything_starts(tmp_path: Path) -> None:
+    (problem,) = broken("rollout_installed", [*SEVEN, interpreter(tmp_path)], HERE)
+    assert "no package vllm" in problem.what
+    assert problem.key == "engine.python"
+
+
+def test_one_that_is_installed_or_cannot_be_started_from_here_is_no_problem(tmp_path: Path) -> None:
+    there = interpreter(tmp_path, "vllm")
+    assert broken("rollout_installed", [*SEVEN, there], HERE) == []
+    assert broken("rollout_installed", SEVEN, NODE) == []
+    assert broken("rollout_installed", [], CPU) == []
+    assert broken("rollout_installed", [*SEVEN, "engine.python=/nowhere/python"], HERE) == []
 
 
 CITED = {
