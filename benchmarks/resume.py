@@ -1,7 +1,7 @@
 """How long a sweep of 10,000 trials takes to be taken up again and to be listed, beside Optuna loading its own study.
 
-The ledger is written by the real controller with a fake engine and a fake cluster (tests/support/fakes.py); resuming and
-listing are real. A trial in a hundred is left unfinished, as after a kill.
+The ledger is written by the real controller with a fake engine and a fake cluster (tests/support/fakes.py); resuming
+and listing are real. A trial in a hundred is left unfinished, as after a kill.
 
     python benchmarks/resume.py [--trials 10000]
 """
@@ -61,7 +61,7 @@ def controller(store: Path, count: int) -> Any:
     made = Controller(
         arms=[arm],
         size=size,
-        engine=FakeEngine(),  # type: ignore[arg-type]
+        engine=FakeEngine(),
         cluster=FakeCluster(64),
         folder=folder,
         ledger=ledger,

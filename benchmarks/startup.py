@@ -99,6 +99,7 @@ def run(way: str, overrides: list[str], folder: Path) -> Measured:
         poll = process.poll
     else:
         attempt = LocalCluster(detect(device="cpu")).start(job, folder, (0,))
+        assert attempt is not None, "another sweep holds the ranks"
 
         def poll() -> int | None:
             ended = attempt.poll()
