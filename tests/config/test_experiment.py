@@ -10,7 +10,7 @@ import pytest
 
 from sweeper.config import hydra_app, tree
 from sweeper.config.compose import compose_points
-from sweeper.config.space import points
+from sweeper.config.space import read
 from sweeper.engines.verl.names import LR, TP
 from sweeper.plan.plan import make
 
@@ -55,12 +55,12 @@ def test_what_is_typed_wins_over_the_file_by_name_or_by_key(line: str) -> None:
 
 
 def test_a_name_in_the_file_gives_way_to_a_verl_key_that_is_typed() -> None:
-    (item,) = compose_points(points(["experiment=ours", "seed=1", f"{TP}=2"]))
+    (item,) = compose_points(read(["experiment=ours", "seed=1", f"{TP}=2"]).arms)
     assert item.explicit[TP] == 2 and "tp" not in item.explicit
 
 
 def test_lists_of_the_file_are_one_value() -> None:
-    (item,) = compose_points(points(["experiment=ours", "seed=1"]))
+    (item,) = compose_points(read(["experiment=ours", "seed=1"]).arms)
     assert item.explicit["trainer.logger"] == ["console", "file"]
     assert not any(key.startswith(("hydra", "defaults")) for key in item.explicit)
 

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from sweeper.config.compose import compose_points
-from sweeper.config.space import points
+from sweeper.config.space import read
 from sweeper.engines.base import Shape
 from sweeper.engines.verl.engine import VerlEngine
 
@@ -35,7 +35,7 @@ def test_verl_accepts(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None
 
     # It reads the model's folder or the hub; what is tested here are the rules.
     monkeypatch.setattr(model.HFModelConfig, "__post_init__", lambda self: None)
-    for item in compose_points(points([*lines, *COMMON])):
+    for item in compose_points(read([*lines, *COMMON]).arms):
         assert VerlEngine().bind(item.config, item.explicit, SHAPE) == []
         config = OmegaConf.create(item.config)
         assert need_critic(config) == item.config["binding"]["critic"]

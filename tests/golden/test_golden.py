@@ -12,7 +12,7 @@ import yaml
 from sweeper.config import tree
 from sweeper.config.compose import compose_points
 from sweeper.config.hydra_app import initialized
-from sweeper.config.space import points
+from sweeper.config.space import read
 from sweeper.engines.base import Shape
 from sweeper.engines.verl import base_config
 from sweeper.engines.verl.engine import VerlEngine
@@ -34,7 +34,7 @@ def difference(case: str, algorithm: str) -> dict[str, Any]:
     """The engine's keys whose values are not verl's defaults, by dotted key."""
     lines, shape = CASES[case]
     with initialized():
-        (item,) = compose_points(points([f"algorithm={algorithm}", *lines]))
+        (item,) = compose_points(read([f"algorithm={algorithm}", *lines]).arms)
     assert VerlEngine().bind(item.config, item.explicit, shape) == []
     defaults = dict(tree.leaves(base_config.load("dp")))
     config = {k: v for k, v in item.config.items() if k not in OURS}
