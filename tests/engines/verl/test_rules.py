@@ -285,7 +285,7 @@ def interpreter(folder: Path, *packages: str) -> str:
         (folder / name).mkdir()
         (folder / name / "__init__.py").write_text("raise RuntimeError('nobody imports it')")
     made = folder / "python"
-    made.write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} "$@"\n')
+    made.write_text(f'#!/bin/sh\nexec env PYTHONPATH={folder} {sys.executable} "$@"\n')
     made.chmod(0o755)
     return f"engine.python={made}"
 
