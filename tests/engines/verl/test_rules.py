@@ -284,6 +284,8 @@ def interpreter(folder: Path, *packages: str) -> str:
     for name in packages:
         (folder / name).mkdir()
         (folder / name / "__init__.py").write_text("raise RuntimeError('nobody imports it')")
+        (folder / f"{name}-1.0.dist-info").mkdir()
+        (folder / f"{name}-1.0.dist-info" / "METADATA").write_text(f"Name: {name}\nVersion: 1.0\n")
     made = folder / "python"
     made.write_text(f'#!/bin/sh\nexec env PYTHONPATH={folder} {sys.executable} "$@"\n')
     made.chmod(0o755)
