@@ -47,13 +47,13 @@ def execute(plan: Plan, *, resume: bool = False) -> int:
     display = events.choose(str(settings["output"]))
     _free(store, plan, resume)
     folder = SweepFolder.existing(store, str(settings["name"])) if resume else None
-    ledger = Ledger.open(folder.path / "ledger.db", create=False) if folder else None
+    ledger = _ledger(folder) if folder else None
     try:
         if ledger is not None and folder is not None:
             _same_request(ledger, plan, engine, folder.name)
         _prepare(_known(plan), display)
         folder = folder or _new_folder(store, plan)
-        ledger = ledger or Ledger.open(folder.path / "ledger.db", create=True)
+        ledger = ledger or _ledger(folder)
         return _run(plan, engine, cluster, folder, ledger, display, resume=resume)
     finally:
         display.close()
@@ -73,7 +73,7 @@ def _run(
 ) -> int:
     index = Index(folder.path.parent, besides=folder.name)
     known = {s.trial.id: s.trial for s in plan.sized}
-    if not resume:
+    if not _requests(ledger):  # new, or killed before its first event
         ledger.append("sweep_started", data=_started(plan))
     elif _extended(ledger, plan):
         _extend(ledger, plan, engine)
@@ -139,6 +139,17 @@ def _run(
     if str(plan.settings["output"]) != "json":
         _closing(outcomes, folder, tracker, state, sent, asked)
     return 0 if state == "finished" else 1
+
+
+def _ledger(folder: SweepFolder) -> Ledger:
+    """The sweep's ledger; a new one where its first controller was killed before it had made it."""
+    path = folder.path / "ledger.db"
+    return Ledger.open(path, create=not path.exists())
+
+
+def _requests(ledger: Ledger) -> list[Mapping[str, Any]]:
+    """What was asked for, first to last."""
+    return [e.data for e in ledger.events() if e.kind in ("sweep_started", "sweep_extended")]
 
 
 def _config(plan: Plan) -> Mapping[str, Any]:
@@ -267,9 +278,9 @@ def _planned(plan: Plan) -> int:
 
 
 def _same_request(ledger: Ledger, plan: Plan, engine: Engine, name: str) -> None:
-    started = [e.data for e in ledger.events() if e.kind in ("sweep_started", "sweep_extended")]
+    started = _requests(ledger)
     if not started:
-        raise RequestError(Problem(f"the ledger of {name} is empty: nothing of it was ever started", key="name"))
+        return
     if "arms" in started[-1]:
         request.agree(started[-1], request.describe(plan), name, free=(engine.steps_key,))
     prints = {t: s.fingerprint for t, s in ledger.trials().items() if not s.forked}
@@ -293,8 +304,7 @@ def _steps(started: Mapping[str, Any], engine: Engine) -> Any:
 
 
 def _extended(ledger: Ledger, plan: Plan) -> bool:
-    last = [e.data for e in ledger.events() if e.kind in ("sweep_started", "sweep_extended")][-1]
-    return _asked(last.get("overrides") or ()) != _asked(plan.overrides)
+    return _asked(_requests(ledger)[-1].get("overrides") or ()) != _asked(plan.overrides)
 
 
 def _asked(overrides: Sequence[str]) -> list[str]:
@@ -304,7 +314,7 @@ def _asked(overrides: Sequence[str]) -> list[str]:
 
 def _extend(ledger: Ledger, plan: Plan, engine: Engine) -> None:
     """More candidates need nothing; with more steps what is finished goes on from its last checkpoint."""
-    started = [e.data for e in ledger.events() if e.kind in ("sweep_started", "sweep_extended")]
+    started = _requests(ledger)
     now = request.describe(plan)
     events_: list[tuple[str, str | None, Mapping[str, Any]]] = [("sweep_extended", None, _started(plan))]
     if _steps(started[-1], engine) != _steps(now, engine):

@@ -62,7 +62,8 @@ def _request_of(args: argparse.Namespace) -> list[str]:
     from sweeper.trial.records import SweepFolder
 
     folder = SweepFolder.existing(Path(args.store).absolute(), args.name)
-    asked = [e.data for e in Ledger.history(folder.path / "ledger.db") if e.kind == "sweep_extended"]
+    ledger = folder.path / "ledger.db"
+    asked = [e.data for e in Ledger.history(ledger) if e.kind == "sweep_extended"] if ledger.exists() else []
     typed = [str(o) for o in asked[-1]["overrides"]] if asked else folder.overrides()
     return [*(o for o in typed if o.split("=")[0] not in ("name", "store", "output")), f"store={args.store}"]
 

@@ -572,14 +572,7 @@ class Controller:
     def _fork(self, outcome: Outcome, fork: Fork) -> None:
         """Go on from the donor's checkpoint with other values."""
         donor = next((o for o in self._of(fork.donor) if o.trial.seed == outcome.trial.seed and o is not outcome), None)
-        saved: Saved | None = None
-        if donor is not None:
-            saved = self._engine.checkpoint(self._folder.checkpoints(donor.trial.id), fork.step)
-        if donor is None or saved is None:
-            message = f"{outcome.trial.id} keeps its own weights: {fork.donor} has no whole checkpoint to go on from"
-            self._display.event("warning", message=message)
-        else:
-            self._engine.adopt(saved, self._folder.checkpoints(outcome.trial.id))
+        saved = self._take_over(outcome, donor, fork) if donor else None
         arm = self.arms[outcome.trial.arm]
         candidate = arm.candidates[outcome.trial.candidate]
         before = dict(candidate.params)
@@ -596,6 +589,23 @@ class Controller:
         outcome.state = "waiting"
         if outcome.trial.id not in self.waiting:
             self.waiting.insert(0, outcome.trial.id)
+
+    def _take_over(self, outcome: Outcome, donor: Outcome, fork: Fork) -> Saved | None:
+        """Give the trial its donor's checkpoint; None where there is none to be had, and it keeps its own weights."""
+        mine, theirs = (self._folder.checkpoints(o.trial.id) for o in (outcome, donor))
+        why = f"{fork.donor} has no whole checkpoint to go on from"
+        for step in (fork.step, None):  # the judged one may be removed while it is taken over
+            saved = self._engine.checkpoint(theirs, step)
+            if saved is None:
+                break
+            try:
+                self._engine.adopt(saved, mine)
+            except SweeperError as error:
+                why = str(error)
+            else:
+                return saved
+        self._display.event("warning", message=f"{outcome.trial.id} keeps its own weights: {why}")
+        return None
 
     # --- ends ---
 

@@ -178,27 +178,35 @@ class SweepFolder:
                 )
             )
         path = store / name
+        made = store / f".{name}.{os.getpid()}.new"
+        about = {
+            "schema": SCHEMA,
+            "overrides": list(overrides),
+            "created": now(),
+            "host": socket.gethostname(),
+            "cwd": str(Path.cwd()),
+            "python": sys.executable,
+            "versions": versions("sweeper", "hydra-core", "mlflow"),
+        }
         try:
             store.mkdir(parents=True, exist_ok=True)
-            path = _new_folder(store, name)
-            (path / "trials").mkdir()
+            shutil.rmtree(made, ignore_errors=True)  # of a process of the same number that was killed right here
+            (made / "trials").mkdir(parents=True)
+            number = 1
+            while True:
+                path = store / (name if number == 1 else f"{name}-{number}")
+                write_json(made / "sweep.json", {**about, "name": path.name})
+                try:
+                    if not path.exists():
+                        made.rename(path)  # whole or not at all, and refused where there is something
+                        return cls(path)
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                number += 1
         except OSError as error:
+            shutil.rmtree(made, ignore_errors=True)
             raise cannot_write(path, error) from error
-        folder = cls(path)
-        write_json(
-            path / "sweep.json",
-            {
-                "schema": SCHEMA,
-                "name": folder.name,
-                "overrides": list(overrides),
-                "created": now(),
-                "host": socket.gethostname(),
-                "cwd": str(Path.cwd()),
-                "python": sys.executable,
-                "versions": versions("sweeper", "hydra-core", "mlflow"),
-            },
-        )
-        return folder
 
     @classmethod
     def existing(cls, store: Path, name: str) -> SweepFolder:
@@ -380,18 +388,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _new_folder(parent: Path, name: str) -> Path:
-    number = 1
-    while True:
-        path = parent / (name if number == 1 else f"{name}-{number}")
-        try:
-            path.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return path
 
 
 def _number(path: Path) -> int:

@@ -39,7 +39,7 @@ class FakeEngine:
     """Reads lines of `{"step": n, "score": s}`; explains, relieves and forks by what the config says."""
 
     name = "fake"
-    steps_key = "steps"
+    steps_key, validation_key, saving_key = "steps", "validate", "save"
 
     def __init__(self) -> None:
         self.adopted: list[tuple[int, str]] = []

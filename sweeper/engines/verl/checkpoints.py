@@ -36,8 +36,9 @@ _ADOPTED = "adopted"
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES)
 
 
-def newest(folder: Path) -> Saved | None:
-    """The newest whole checkpoint of a trial's checkpoint folder; None when there is none.
+def newest(folder: Path, step: int | None = None) -> Saved | None:
+    """The newest whole checkpoint of a trial's checkpoint folder, or that of `step` where it is whole; None when there
+    is none.
 
     Looks at names, sizes and the directory at the end of each shard, so it costs milliseconds whatever the model.
     Finishes an adoption that was cut off. A folder newer than verl's own note is taken where its files show that it
@@ -47,10 +48,10 @@ def newest(folder: Path) -> Saved | None:
     steps = dict(_steps(folder))
     critic = any((path / "critic").is_dir() for path in steps.values())
     told = _told(folder)
-    for step in sorted(steps, reverse=True):
-        noted = told is not None and step <= told
-        if _whole(steps[step], noted=noted, critic=critic):
-            return Saved(step, steps[step])
+    for at in sorted(steps, key=lambda n: (n == step, n), reverse=True):
+        noted = told is not None and at <= told
+        if _whole(steps[at], noted=noted, critic=critic):
+            return Saved(at, steps[at])
     return None
 
 

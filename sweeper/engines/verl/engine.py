@@ -109,9 +109,9 @@ class VerlEngine:
         """Why verl does not read that key in this config."""
         return unused.why(config, key)
 
-    def checkpoint(self, folder: Path) -> Saved | None:
-        """The newest `global_step_<n>` that verl can load."""
-        return checkpoints.newest(folder)
+    def checkpoint(self, folder: Path, step: int | None = None) -> Saved | None:
+        """The newest `global_step_<n>` that verl can load, or that of the step."""
+        return checkpoints.newest(folder, step)
 
     def adopt(self, saved: Saved, folder: Path) -> None:
         """Another trial's `global_step_<n>` as this one's newest."""
