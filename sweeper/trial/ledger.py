@@ -35,7 +35,7 @@ import os
 import socket
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,7 +151,7 @@ class Ledger:
             RecordsError: it cannot be written.
         """
         if not create and not path.exists():
-            raise RequestError(Problem(f"there is no ledger at {path}", fix="sweeper status"))
+            raise _missing(path)
         lock = _acquire(path)
         try:
             if create:
@@ -231,7 +231,18 @@ class Ledger:
         Raises:
             RequestError: it is missing or no ledger of ours.
         """
-        trials = fold(cls.history(path))
+        if not path.exists():
+            raise _missing(path)
+        with _errors(path), contextlib.closing(_reader(path)) as db:
+            if _empty(db):
+                return {}
+            _check(path, db)
+            # An attempt's end says all that its progress said: of thousands only what runs is read in full.
+            ended = list(_events(path, db, 0, "kind != 'progress'"))
+            running = [t for t, s in fold(ended).items() if s.state == "running"]
+            known = ", ".join("?" * len(running))
+            rest = _events(path, db, 0, f"kind = 'progress' AND trial IN ({known})", running) if running else ()
+            trials = fold(sorted([*ended, *rest], key=lambda e: e.seq))
         if holder(path) is None:
             for state in trials.values():
                 if state.state == "running":
@@ -246,7 +257,7 @@ class Ledger:
             RequestError: it is missing or no ledger of ours.
         """
         if not path.exists():
-            raise RequestError(Problem(f"there is no ledger at {path}", fix="sweeper status"))
+            raise _missing(path)
         with _errors(path), contextlib.closing(_reader(path)) as db:
             if _empty(db):
                 return []
@@ -329,10 +340,17 @@ def _number(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def _events(path: Path, db: sqlite3.Connection, after: int) -> Iterator[Event]:
+def _missing(path: Path) -> RequestError:
+    return RequestError(Problem(f"there is no ledger at {path}", fix="sweeper status"))
+
+
+def _events(
+    path: Path, db: sqlite3.Connection, after: int, where: str = "1", values: Sequence[str] = ()
+) -> Iterator[Event]:
     with _errors(path):
         rows = db.execute(
-            "SELECT seq, time, kind, trial, attempt, data FROM events WHERE seq > ? ORDER BY seq", (after,)
+            f"SELECT seq, time, kind, trial, attempt, data FROM events WHERE seq > ? AND ({where}) ORDER BY seq",
+            (after, *values),
         )
         for seq, moment, kind, trial, attempt, data in rows:
             yield Event(seq, moment, kind, trial, attempt, json.loads(data))

@@ -237,22 +237,6 @@ def test_a_full_disk_stops_the_writer_and_spoils_nothing(path: Path) -> None:
     assert "000" in Ledger.read(path)
 
 
-def test_ten_thousand_trials_fold_in_a_second(path: Path) -> None:
-    ledger = Ledger.open(path, create=True)
-    ledger._db.execute("BEGIN")
-    for i in range(10_000):
-        ledger.append("trial_planned", trial=f"{i:05d}", data={"label": "lr=1e-6", "fingerprint": "f" * 64})
-        ledger.append("attempt_started", trial=f"{i:05d}", attempt=1, data={"folder": "/x"})
-        ledger.append("attempt_ended", trial=f"{i:05d}", attempt=1, data={"state": "finished", "final_score": 0.5})
-    ledger._db.execute("COMMIT")
-    began = time.perf_counter()
-    trials = ledger.trials()
-    took = time.perf_counter() - began
-    assert len(trials) == 10_000
-    assert took < 1.0
-    ledger.close()
-
-
 WRITER = """
 import sys
 from pathlib import Path
