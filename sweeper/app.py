@@ -38,8 +38,8 @@ def run(overrides: Sequence[str], *, resume: bool = False) -> int:
         return report(error, output)
     except BrokenPipeError:
         return reader_gone(harmless=asked)
-    except KeyboardInterrupt:  # before the controller took the signal over, so nothing of ours is running
-        print("\nstopped before anything was launched", file=sys.stderr)
+    except KeyboardInterrupt:  # before the controller took the signal over, so nothing was launched by us
+        print("\nstopped before anything was started", file=sys.stderr)
         return 1
 
 

@@ -7,7 +7,9 @@ comparison.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +19,7 @@ from typing import Any
 from sweeper import clusters, engines, prepare, tracking
 from sweeper.clusters.base import Cluster
 from sweeper.engines.base import Engine
-from sweeper.errors import Problem, RequestError
+from sweeper.errors import Problem, RequestError, SweeperError
 from sweeper.plan.arms import ArmPlan
 from sweeper.plan.plan import Plan
 from sweeper.report import events, table
@@ -40,6 +42,8 @@ TRACKER_PATIENCE_S = 60.0
 
 def execute(plan: Plan, *, resume: bool = False) -> int:
     """Run every trial of a plan without problems, or go on with the sweep of that name; returns the exit code."""
+    # Until the controller takes the signals over: what is built or probed is ended with us.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     settings = plan.settings
     engine = engines.get(_config(plan)["engine"]["name"])
     cluster = clusters.get(next(iter(plan.shapes.values())))  # what was planned for, not what is free by now
@@ -120,7 +124,8 @@ def _run(
         outcomes = controller.run()
         state = "stopped" if controller.stopped else _state(outcomes)
     finally:
-        ledger.append("sweep_ended", data={"state": state})
+        with contextlib.suppress(SweeperError):  # where the records failed, that error is on its way already
+            ledger.append("sweep_ended", data={"state": state})
         tracker.sweep_ended(state)
         try:
             sent = tracker.close(TRACKER_PATIENCE_S)
@@ -225,6 +230,8 @@ def _sizer(
         sized = arms[candidate.arm].sized(
             candidate.params, seed=seed, candidate=candidate.id, trial_id=trial_id, kind=kind
         )
+        if sized.trial.problems:  # it could run when it was proposed: another machine, or other files
+            raise RequestError(sized.trial.problems)
         _prepare([sized.trial], display)
         return placement.applied(sized.trial, chosen)
 
@@ -317,15 +324,19 @@ def _extend(ledger: Ledger, plan: Plan, engine: Engine) -> None:
     started = _requests(ledger)
     now = request.describe(plan)
     events_: list[tuple[str, str | None, Mapping[str, Any]]] = [("sweep_extended", None, _started(plan))]
-    if _steps(started[-1], engine) != _steps(now, engine):
+    before, after = _steps(started[-1], engine), _steps(now, engine)
+    if before != after:
+        if after is None or before is None or after < before:
+            raise RequestError(
+                Problem(f"{after} steps are fewer than the {before} that this sweep has", key=engine.steps_key)
+            )
         arms = {arm.id: arm for arm in plan.arms}
         for trial, state in ledger.trials().items():
-            if state.state == "finished":
-                made = arms[state.arm].sized(
-                    state.params, seed=state.seed, candidate=state.candidate, trial_id=trial, kind=state.kind
-                )
-                again = {**planned(made.trial, fingerprint(dict(made.trial.config))), "again": True}
-                events_.append(("trial_planned", trial, again))
+            made = arms[state.arm].sized(
+                state.params, seed=state.seed, candidate=state.candidate, trial_id=trial, kind=state.kind
+            )
+            again = {**planned(made.trial, fingerprint(dict(made.trial.config))), "again": True}
+            events_.append(("trial_planned", trial, again))
     ledger.append_all(events_)
 
 

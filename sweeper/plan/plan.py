@@ -118,10 +118,10 @@ class Plan:
     def candidate_id(self, arm: int, number: int) -> str:
         """The id of the `number`-th candidate (from 0) of the arm at that place.
 
-        It does not depend on timing. Where points are proposed as the sweep runs the arms take turns, so that a sweep
-        that is extended keeps its ids; else they come one after the other.
+        It does not depend on timing. Where a sweep can be extended by more candidates the arms take turns, so that it
+        keeps its ids; else they come one after the other.
         """
-        if self.search.samples:
+        if self.search.samples or (self.search.sampler == "grid" and self.search.trials is not None):
             return f"{number * len(self.arms) + arm:03d}"
         width = max(3, len(str(max(0, self.candidates - 1))))
         return f"{sum(a.budget for a in self.arms[:arm]) + number:0{width}d}"
@@ -223,7 +223,7 @@ class _Builder:
         if wrong := self._expressions(maker):
             self.problems += wrong
             return None
-        known = spaces.points_of(self._points, maker, label, self.notes)
+        known = spaces.points_of(self._points, maker, label, self.notes, whole=self._search.sampler == "grid")
         if not self._search.samples and not kept:
             looked, listed = Looked(1, 1, 1, {}, (), ()), [self._unnamed(maker, {})]  # may have problems
         elif self._search.sampler == "grid":

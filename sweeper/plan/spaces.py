@@ -153,12 +153,20 @@ def check_points(points: Sequence[Any], dims: Sequence[Dim]) -> list[Problem]:
     return found
 
 
-def points_of(points: Sequence[Any], maker: Maker, label: str, notes: list[str]) -> tuple[dict[str, Any], ...]:
-    """The known points in an arm: its dims only, each once, without those that cannot run there (a note says why)."""
+def points_of(
+    points: Sequence[Any], maker: Maker, label: str, notes: list[str], *, whole: bool = False
+) -> tuple[dict[str, Any], ...]:
+    """The known points in an arm: its dims only, each once, without those that cannot run there (a note says why).
+
+    `whole`: only those that name every dim.
+    """
     names = {dim.name for dim in maker.dims}
     found: dict[str, dict[str, Any]] = {}
     for place, point in enumerate(points):
         here = {name: value for name, value in tree.values(point) if name in names}
+        if whole and here and len(here) < len(names):
+            notes.append(f"arm {label}: search.points[{place}] leaves a dim open, and a grid runs every point anyway")
+            continue
         if len(here) == len(names) and (why := maker.refuse(here)):
             notes.append(f"arm {label}: search.points[{place}] is left out: {why}")
         elif here:

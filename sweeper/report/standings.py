@@ -109,8 +109,9 @@ class Arm:
 
     @property
     def final_scores(self) -> list[float]:
-        """Under seeds that nothing was chosen by."""
-        return [s for t in self.finals if t.state == "finished" and (s := t.curve.final_score) is not None]
+        """Of the best candidate, under seeds that nothing was chosen by. (Another may have been the best before.)"""
+        mine = [t for t in self.finals if self.best is not None and t.trial.candidate == self.best.id]
+        return [s for t in mine if t.state == "finished" and (s := t.curve.final_score) is not None]
 
     @property
     def tuning_scores(self) -> list[float]:

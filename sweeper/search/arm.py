@@ -156,6 +156,15 @@ class ArmSearch:
         self.candidates[candidate_id].params = dict(params)
         self.candidates[candidate_id].held = False
 
+    def revive(self, candidate_id: str, trial: str) -> None:
+        """A trial that had failed is tried afresh, so the scheduler hears of its candidate as of a new one."""
+        candidate = self.candidates[candidate_id]
+        over = candidate.state is not None
+        candidate.ended.pop(trial, None)
+        candidate.held = False
+        if over:
+            self._scheduler.added(candidate_id, candidate.params)
+
     def goes_on(self, candidate_id: str) -> None:
         """A candidate that was paused runs again."""
         self.candidates[candidate_id].held = False

@@ -13,7 +13,7 @@ from __future__ import annotations
 import signal
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,7 +34,7 @@ from sweeper.tracking.base import Tracker
 from sweeper.trial.failures import Policy, Stalls
 from sweeper.trial.index import Found, Index
 from sweeper.trial.ledger import Ledger
-from sweeper.trial.records import AttemptFolder, SweepFolder, Tail
+from sweeper.trial.records import AttemptFolder, SweepFolder, Tail, read_json
 from sweeper.trial.spec import Trial
 
 POLL_S = 0.1
@@ -91,6 +91,8 @@ class _Running:
     reason: Stop | None = None
     fork: Fork | None = None
     stalled: str = ""
+    until: int | None = None
+    """The step that it trains to, where that is not the trial's any more: it was extended meanwhile."""
 
 
 class Controller:
@@ -127,7 +129,11 @@ class Controller:
         """Trials to start, the one whose turn it is first."""
         self.running: list[_Running] = []
         self.verdicts: dict[str, Verdict] = {}
-        """By candidate: decided before a death of the controller and not carried out yet."""
+        """By candidate: decided before a death of the controller and not carried out by all its trials yet."""
+        self.carried: dict[str, set[str]] = {}
+        """By candidate: the trials that have carried it out."""
+        self._paused_trials: set[str] = set()
+        self._arm_of: dict[str, str] = {}
         self._guard = Guard(settings.placement)
         self._said_waiting = False
         self._signals = 0
@@ -143,7 +149,7 @@ class Controller:
         with _Signals(self._on_signal):
             try:
                 for candidate, verdict in list(self.verdicts.items()):
-                    self._apply(candidate, verdict)
+                    self._apply(candidate, verdict, besides=self.carried.get(candidate, set()))
                 self.verdicts.clear()
                 while self._settings.known and not self._quiet and self._propose():
                     pass  # all that is known is in the ledger from the start
@@ -235,9 +241,8 @@ class Controller:
 
     def _propose(self) -> bool:
         """Ask the arm that has been asked least for its next candidate; whether there was one."""
-        for arm in sorted(self.arms.values(), key=lambda a: len(a.candidates)):
-            if not arm.more:
-                continue
+        while open_arms := [arm for arm in self.arms.values() if arm.more]:
+            arm = min(open_arms, key=lambda a: len(a.candidates))
             candidate = arm.propose()
             if candidate is not None:
                 self._plan(arm, candidate)
@@ -245,7 +250,12 @@ class Controller:
             self._judge(arm.closed())
         return False
 
+    def know(self, arm: ArmSearch, candidate: Candidate) -> None:
+        """Of which arm a candidate is."""
+        self._arm_of[candidate.id] = arm.arm
+
     def _plan(self, arm: ArmSearch, candidate: Candidate) -> None:
+        self.know(arm, candidate)
         if candidate.ask.refused:
             points = len(candidate.ask.refused)
             self._display.event("points_refused", arm=arm.arm, points=points, why=arm.refuse(candidate.ask.refused[-1]))
@@ -284,7 +294,9 @@ class Controller:
         """A finished trial of this store stands for one that would compute the same."""
         folder = before.folder
         for attempt in SweepFolder(folder.parents[2]).attempts(before.trial):
-            self._read_curve(outcome, attempt)
+            if _number(attempt) <= _number(folder):  # it may have been extended since
+                self._read_curve(outcome, attempt)
+                outcome.gpu_hours += _hours(attempt)
         if outcome.curve.step is None:  # its records are gone or not readable as this engine's
             self.waiting.append(outcome.trial.id)
             return
@@ -298,6 +310,7 @@ class Controller:
                 "trial": before.trial,
                 "folder": str(folder),
                 "scores": {str(k): v for k, v in outcome.curve.scores.items()},
+                "gpu_hours": outcome.gpu_hours,
                 **summary,
             },
         )
@@ -358,9 +371,9 @@ class Controller:
             folder.write_status("stopped", reason="not-started", detail="another sweep took the ranks first")
             return False
         self.waiting.remove(trial.id)
+        self.follow(outcome, job, attempt, folder, nodes, time.time())
         if self._signals:
             attempt.stop()  # the signal came while it was started
-        self.follow(outcome, job, attempt, folder, nodes, time.time())
         folder.write_status("starting")
         self._tell_started(outcome, job, folder, params, tags)
         self._display.event(
@@ -386,7 +399,7 @@ class Controller:
         )
         self.running.append(r)
         for earlier in self._folder.attempts(outcome.trial.id):
-            if int(earlier.name.rpartition("-")[2]) < folder.number:
+            if _number(earlier) < folder.number:
                 for line in Tail(earlier / job.metrics).read():
                     if p := self._engine.progress(line, dict(outcome.trial.config)):
                         outcome.curve.add(p)
@@ -402,6 +415,8 @@ class Controller:
         job = self._engine.job(config, AttemptPaths(folder.path, self._folder.checkpoints(outcome.trial.id)))
         r = self.follow(outcome, job, attempt, folder, self._nodes(job.gang), since)
         r.recorded = recorded
+        planned_steps = read_json(folder.path / "spec.json").get("total_steps")
+        r.until = int(planned_steps) if planned_steps is not None else None
         params, tags = self._facts(outcome)
         self._tell_started(outcome, job, folder, params, tags)
         self._display.event(
@@ -493,57 +508,75 @@ class Controller:
         for candidate, verdict in verdicts.items():
             self._apply(candidate, verdict)
 
-    def _apply(self, candidate_id: str, verdict: Verdict) -> None:
-        """Carry out what a scheduler decided about a candidate: the same for all its trials."""
+    def _apply(self, candidate_id: str, verdict: Verdict, besides: Collection[str] = ()) -> None:
+        """Carry out what a scheduler decided about a candidate: the same for all its trials (`besides` some)."""
         if verdict.action == "go":
             return
         for outcome in self._of(candidate_id):
             r = next((r for r in self.running if r.outcome is outcome), None)
-            if outcome.done or (r is not None and r.intent):
+            if outcome.done or outcome.trial.id in besides:
                 continue
-            step = outcome.curve.step
-            if verdict.action == "stop":
-                stop = Stop("worse", verdict.why, verdict.evidence, step)
-                if r is not None:
-                    self._end_early(r, stop)
-                else:
-                    self._retire(outcome, stop)
-            elif verdict.action == "pause":
-                if r is not None:
-                    r.intent, r.reason = "paused", Stop("worse", verdict.why, verdict.evidence, step)
-                    r.attempt.stop()
-                elif outcome.trial.id in self.waiting:
-                    self.waiting.remove(outcome.trial.id)
-                    outcome.state = "paused"
-            elif verdict.fork is not None:
-                if r is not None:
-                    r.intent, r.fork = "fork", verdict.fork
-                    r.attempt.stop()
-                else:
-                    self._fork(outcome, verdict.fork)
+            if r is None:
+                self._apply_idle(outcome, verdict)
+            # A rung may be decided while those that pause for it are still ending.
+            elif not r.intent or (r.intent == "paused" and verdict.action == "stop"):
+                self._apply_running(r, verdict)
+
+    def _apply_idle(self, outcome: Outcome, verdict: Verdict) -> None:
+        if verdict.action == "stop":
+            self._retire(outcome, Stop("worse", verdict.why, verdict.evidence, outcome.curve.step))
+        elif verdict.action == "pause":
+            if outcome.trial.id in self.waiting:
+                self.waiting.remove(outcome.trial.id)
+                self.pause(outcome)
+        elif verdict.fork is not None:
+            self._fork(outcome, verdict.fork)
+
+    def _apply_running(self, r: _Running, verdict: Verdict) -> None:
+        worse = Stop("worse", verdict.why, verdict.evidence, r.outcome.curve.step)
+        if verdict.action == "stop":
+            self._end_early(r, worse)
+            return
+        r.intent = "paused" if verdict.action == "pause" else "fork"
+        r.reason, r.fork = (worse, None) if verdict.action == "pause" else (None, verdict.fork)
+        r.attempt.stop()
 
     def _end_early(self, r: _Running, stop: Stop) -> None:
         r.intent, r.reason = "pruned", stop
         r.attempt.stop()
 
+    def pause(self, outcome: Outcome) -> None:
+        """It waits until its scheduler lets it go on."""
+        outcome.state = "paused"
+        self._paused_trials.add(outcome.trial.id)
+
     def _of(self, candidate_id: str) -> list[Outcome]:
-        for arm in self.arms.values():
-            if candidate_id in arm.candidates:
-                return [self.outcomes[t] for t in arm.candidates[candidate_id].trials if t in self.outcomes]
-        return []
+        arm = self.arms[self._arm_of[candidate_id]]
+        return [self.outcomes[t] for t in arm.candidates[candidate_id].trials if t in self.outcomes]
 
     def _retire(self, outcome: Outcome, stop: Stop) -> None:
         """End a trial that does not run."""
         if outcome.trial.id in self.waiting:
             self.waiting.remove(outcome.trial.id)
         outcome.state, outcome.stop = "pruned", stop
+        self._paused_trials.discard(outcome.trial.id)
         data = {"state": "pruned", "reason": stop.reason, "stop": asdict(stop)}
         self._ledger.append("trial_retired", trial=outcome.trial.id, data=data)
+        if outcome.folder is not None and outcome.attempts:
+            summary = outcome.curve.summary(self._settings.mode)
+            folder = AttemptFolder(outcome.folder, outcome.attempts, self._folder.name, None)
+            folder.write_status("pruned", reason=stop.reason, stop=asdict(stop), **summary)
+            numbers = {k: v for k, v in summary.items() if v is not None}
+            self._tracker.trial_ended(outcome.trial.id, "pruned", numbers, [outcome.folder / "status.json"])
         self._say_ended(outcome, None, 0)
         self._settle(outcome)
 
     def _paused(self, arm: ArmSearch) -> list[str]:
-        paused = [c for c in arm.candidates if any(o.state == "paused" for o in self._of(c))]
+        """Candidates of which nothing runs or waits to run, in the order they were proposed."""
+        if not self._paused_trials:
+            return []
+        names = {self.outcomes[t].trial.candidate for t in self._paused_trials}
+        paused = [c for c in sorted(names) if self._arm_of[c] == arm.arm]
         busy = {r.outcome.trial.candidate for r in self.running} | {
             self.outcomes[t].trial.candidate for t in self.waiting
         }
@@ -559,15 +592,16 @@ class Controller:
             again = [o for o in self._of(candidate) if o.state == "paused"]
             for outcome in again:
                 outcome.state = "waiting"
+                self._paused_trials.discard(outcome.trial.id)
             self.waiting += [o.trial.id for o in again]
         return bool(self.waiting)
 
     def _retire_paused(self) -> None:
         """Nothing runs and nothing is to come: what is still paused would wait for ever."""
-        for outcome in self.outcomes.values():
-            if outcome.state == "paused":
-                why = "nothing else was left to run and the scheduler did not let it go on"
-                self._retire(outcome, Stop("worse", why, {}, outcome.curve.step))
+        for trial in sorted(self._paused_trials):
+            outcome = self.outcomes[trial]
+            why = "nothing else was left to run and the scheduler did not let it go on"
+            self._retire(outcome, Stop("worse", why, {}, outcome.curve.step))
 
     def _fork(self, outcome: Outcome, fork: Fork) -> None:
         """Go on from the donor's checkpoint with other values."""
@@ -641,6 +675,7 @@ class Controller:
                 "reason": ended.reason,
                 **({"failure": {"kind": failure.kind, "signature": failure.signature}} if failure else {}),
                 **({"stop": asdict(stop)} if stop else {}),
+                "elapsed_s": seconds,
                 "gpu_hours": hours,
                 "tokens_per_s": outcome.tokens_per_s,
                 **summary,
@@ -665,14 +700,18 @@ class Controller:
         """Say what an attempt's end means for its trial; the failure, where it is one."""
         outcome, step = r.outcome, r.outcome.curve.step
         # A trainer that ends well before its last step has not done what was asked.
-        complete = ended.reason == "exit" and ended.code == 0 and step is not None and step >= r.job.total_steps
+        until = r.job.total_steps if r.until is None else r.until
+        complete = ended.reason == "exit" and ended.code == 0 and step is not None and step >= until
         outcome.root_cause, outcome.failure = (), ""
         if complete:
-            outcome.state = "finished"
+            # Extended while it ran: it goes on from where it was to end.
+            outcome.state = "finished" if until >= r.job.total_steps else "waiting"
         elif r.intent == "pruned":
             outcome.state, outcome.stop = "pruned", r.reason
         elif r.intent in ("paused", "fork"):
-            outcome.state = "paused" if r.intent == "paused" else "waiting"
+            outcome.state = "waiting"
+            if r.intent == "paused":
+                self.pause(outcome)
         elif ended.reason == "stopped" and r.intent != "stalled" and self._quiet:
             outcome.state = "stopped"
         else:
@@ -774,6 +813,20 @@ class Controller:
             except (SweeperError, OSError):
                 continue  # the records may be what failed; the first error is the one that is shown
         self.running.clear()
+
+
+def _number(attempt: Path) -> int:
+    return int(attempt.name.rpartition("-")[2])
+
+
+def _hours(attempt: Path) -> float:
+    """GPU-hours of an attempt of another sweep, by its records."""
+    try:
+        seconds = float(read_json(attempt / "status.json").get("elapsed_s") or 0.0)
+        gang = read_json(attempt / "spec.json")["gang"]
+        return seconds * int(gang["nodes"]) * int(gang["gpus_per_node"]) / 3600
+    except (SweeperError, KeyError, TypeError, ValueError):
+        return 0.0
 
 
 def planned(trial: Trial, fingerprint: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Guarantees: a step seen twice (after a resume) counts once, with its latest valu
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from sweeper.engines.base import Progress
@@ -47,7 +48,8 @@ class Curve:
         if not self.scores:
             return None
         sign = 1 if mode == "max" else -1
-        return max(self.scores.items(), key=lambda item: (sign * item[1], -item[0]))
+        numbers = [item for item in self.scores.items() if not math.isnan(item[1])] or list(self.scores.items())
+        return max(numbers, key=lambda item: (sign * item[1], -item[0]))
 
     def summary(self, mode: str = "max") -> dict[str, float | None]:
         """What records and tables show of it."""

@@ -34,9 +34,12 @@ def take_up(
     states = fold(events)
     replay = _Replay(controller, states)
     replay.feed(events)
+    replay.resume(ledger, folder, sized or {})
     for arm in controller.arms.values():
         arm.recall()
-    replay.resume(ledger, folder, sized or {})
+
+
+_GO = Verdict("go")
 
 
 class _Replay:
@@ -44,9 +47,14 @@ class _Replay:
         self._c, self._states = controller, states
         self._since: dict[str, float] = {}
         """When the latest attempt of a trial was started; Unix time."""
+        self._again: dict[str, int] = {}
+        """Event by which a trial was last given more steps: what ended before has not ended."""
 
     def feed(self, events: Sequence[Event]) -> None:
         """What the arms, the outcomes and the counts learn from the events."""
+        for event in events:
+            if event.trial is not None and event.kind == "trial_planned" and event.data.get("again"):
+                self._again[event.trial] = event.seq
         for event in events:
             if event.trial is None:
                 continue
@@ -59,23 +67,34 @@ class _Replay:
             match event.kind:
                 case "trial_reused":
                     outcome.reused = f"{event.data.get('sweep')}/{event.data.get('trial')}"
+                    outcome.gpu_hours += float(event.data.get("gpu_hours") or 0.0)
                     for step, score in (event.data.get("scores") or {}).items():
                         self._score(outcome, int(step), float(score))
-                    self._ended(outcome, event.data)
+                    self._ended(outcome, event)
                 case "progress":
                     self._progress(outcome, event.data)
                 case "trial_forked":
                     outcome.forked = True
                     arm = self._c.arms[outcome.trial.arm]
                     arm.forked(outcome.trial.candidate, event.data.get("params") or {})
-                    self._c.verdicts.pop(outcome.trial.candidate, None)
+                    self._carried(outcome, "fork")
                 case "attempt_started":
                     outcome.attempts = event.attempt or 0
                     self._since[event.trial] = event.time
-                    if outcome.trial.kind == "search":
-                        self._c.arms[outcome.trial.arm].goes_on(outcome.trial.candidate)
+                    self._afresh(outcome)
                 case "attempt_ended" | "trial_retired":
-                    self._attempt_ended(outcome, event.data)
+                    self._attempt_ended(outcome, event)
+
+    def _afresh(self, outcome: Outcome) -> None:
+        """A trial that was paused goes on, or one that had failed is tried again."""
+        if outcome.trial.kind != "search":
+            return
+        arm = self._c.arms[outcome.trial.arm]
+        candidate = arm.candidates[outcome.trial.candidate]
+        if candidate.ended.get(outcome.trial.id) == "failed":
+            arm.revive(candidate.id, outcome.trial.id)
+        elif self._c.verdicts.get(candidate.id, _GO).action != "stop":
+            arm.goes_on(candidate.id)
 
     def _planned(self, trial: str, data: Mapping[str, Any]) -> None:
         candidate = str(data.get("candidate") or trial)
@@ -91,13 +110,14 @@ class _Replay:
             kind=kind,
         )
         if trial in self._c.outcomes:  # planned again with more steps
-            self._c.outcomes[trial].fingerprint = str(data.get("fingerprint", ""))
+            outcome = self._c.outcomes[trial]
+            outcome.fingerprint, outcome.reused = str(data.get("fingerprint", "")), ""
             return
         self._c.outcomes[trial] = Outcome(made, str(data.get("fingerprint", "")))
         arm = self._c.arms[arm_id]
         if kind == "search" and candidate not in arm.candidates:
             refused = tuple(dict(r) for r in data.get("refused") or ())
-            arm.remember(Ask(int(data.get("number") or 0), made.params, refused), candidate)
+            self._c.know(arm, arm.remember(Ask(int(data.get("number") or 0), made.params, refused), candidate))
 
     def _score(self, outcome: Outcome, step: int, score: float) -> None:
         outcome.curve.add(Progress(step, {}, score=score))
@@ -114,30 +134,53 @@ class _Replay:
     def _decided(self, verdicts: Mapping[str, Verdict]) -> None:
         """What was decided is carried out later, unless the events that follow say that it was."""
         self._c.verdicts.update(verdicts)
+        for candidate in verdicts:
+            self._c.carried.pop(candidate, None)
 
-    def _attempt_ended(self, outcome: Outcome, data: Mapping[str, Any]) -> None:
+    def _carried(self, outcome: Outcome, *actions: str) -> None:
+        """The trial has carried out what was decided; when all of its candidate's have, it is done."""
+        name = outcome.trial.candidate
+        verdict = self._c.verdicts.get(name)
+        if verdict is None or verdict.action not in actions:
+            return
+        candidate = self._c.arms[outcome.trial.arm].candidates[name]
+        carried = self._c.carried.setdefault(name, set())
+        carried.add(outcome.trial.id)
+        if carried >= set(candidate.trials) - set(candidate.ended):
+            del self._c.verdicts[name]
+
+    def _attempt_ended(self, outcome: Outcome, event: Event) -> None:
+        data = event.data
         outcome.gpu_hours += float(data.get("gpu_hours") or 0.0)
         if speed := data.get("tokens_per_s"):
             outcome.speeds = [float(speed)]
         failure = data.get("failure")
-        if failure and self._states[outcome.trial.id].state != "failed":  # those are tried afresh
+        if data.get("state") == "failed":  # it is tried afresh
+            self._c.policy.forget(outcome.trial.id)
+            outcome.reliefs = 0
+        elif failure:
             outcome.failure = str(failure.get("kind", ""))
             told = Failure(outcome.failure, str(failure.get("signature", "")), ())
             decision = self._c.policy.failed(
                 outcome.trial.id, told, step=outcome.curve.step, relieve=lambda _times: ({}, "")
             )
             outcome.reliefs += int(decision.config is not None)
-        self._ended(outcome, data)
+        self._ended(outcome, event)
 
-    def _ended(self, outcome: Outcome, data: Mapping[str, Any]) -> None:
-        state = str(data.get("state", "finished"))
-        if state in ("paused", *DONE):
-            self._c.verdicts.pop(outcome.trial.candidate, None)
+    def _ended(self, outcome: Outcome, event: Event) -> None:
+        data, state = event.data, str(event.data.get("state", "finished"))
+        if state == "paused":
+            self._carried(outcome, "pause")
+        elif state in DONE:
+            self._carried(outcome, "stop", "pause", "fork")
         if stop := data.get("stop"):
             outcome.stop = Stop(stop["reason"], stop["detail"], stop.get("evidence") or {}, stop.get("step"))
-        if state in DONE and self._states[outcome.trial.id].state in DONE and outcome.trial.kind == "search":
-            arm = self._c.arms[outcome.trial.arm]
+        if outcome.trial.kind != "search" or event.seq < self._again.get(outcome.trial.id, 0):
+            return
+        arm = self._c.arms[outcome.trial.arm]
+        if state in DONE:
             arm.candidates[outcome.trial.candidate].hours += outcome.gpu_hours
+        if state in DONE or state == "failed":
             self._decided(arm.trial_ended(outcome.trial.candidate, outcome.trial.id, state, tell=False))
 
     def resume(self, ledger: Ledger, folder: SweepFolder, sized: Mapping[str, Trial]) -> None:
@@ -149,12 +192,14 @@ class _Replay:
             if state.state in DONE:
                 outcome.state, outcome.settled = state.state, True
                 continue
+            if state.state == "failed":
+                self._afresh(outcome)
             composed = None if outcome.forked else sized.get(trial_id)
             outcome.trial = composed or self._c.sized(outcome)
             if state.state == "running" and self._follow(ledger, folder, outcome, state):
                 continue
             if state.state == "paused":
-                outcome.state = "paused"
+                self._c.pause(outcome)
                 continue
             outcome.state, outcome.stop = "waiting", None
             self._c.waiting.append(trial_id)

@@ -39,6 +39,7 @@ def describe(plan: Plan) -> dict[str, Any]:
     settings = plan.search
     return {
         "arms": arms,
+        "count": len(plan.arms),
         "search": {
             "sampler": settings.sampler,
             "options": dict(settings.options),
@@ -69,6 +70,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         f"search.{k}: {then.get(k)} -> {here.get(k)}" for k in sorted({*then, *here}) if then.get(k) != here.get(k)
     ]
     old, new = list(before.get("arms") or ()), list(now.get("arms") or ())
+    if before.get("count", len(old)) != now.get("count", len(new)):
+        found.append(f"arms: {before.get('count', len(old))} -> {now.get('count', len(new))}")
+        return found
     if len(old) != len(new):
         found.append(f"arms: {_labels(old)} -> {_labels(new)}")
         return found

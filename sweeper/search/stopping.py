@@ -40,8 +40,11 @@ def end(store: Path, name: str) -> str:
                     f"{name} is run by process {who.pid} on {who.host}", fix=f"sweeper stop {name}   (on {who.host})"
                 )
             )
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(who.pid, signal.SIGTERM)
+        try:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(who.pid, signal.SIGTERM)
+        except PermissionError:
+            raise RequestError(Problem(f"{name} is run by process {who.pid} of another user")) from None
         deadline = time.monotonic() + PATIENCE_S
         while holder(path) is not None:
             if time.monotonic() > deadline:

@@ -89,6 +89,13 @@ class Policy:
         decision = self._decide(counts, failure, relieve)
         return decision if decision.retry else self._give_up(trial, failure, decision.why)
 
+    def forget(self, trial: str) -> None:
+        """The trial is tried afresh, by a user who may have mended what was wrong."""
+        self._trials.pop(trial, None)
+        for alike in self._given_up.values():
+            if trial in alike:
+                alike.remove(trial)
+
     def _decide(
         self,
         counts: _Counts,

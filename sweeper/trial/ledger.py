@@ -20,9 +20,9 @@ Kinds of event and what their data holds:
     attempt_started  folder, changed (placement that differs from the plan's, in words)
     progress         step, score, reward: milestones only (validations, every so many steps); metrics.jsonl has all
     attempt_ended    state, exit_code, reason, step, best_score, final_score, failure (kind, signature), stop (reason,
-                     detail, evidence), gpu_hours, tokens_per_s. The state is the trial's from then on: finished,
-                     pruned (ended early, with a typed stop), failed, stopped (by the user), paused, or waiting (it is
-                     tried again)
+                     detail, evidence), elapsed_s, gpu_hours, tokens_per_s. The state is the trial's from then on:
+                     finished, pruned (ended early, with a typed stop), failed, stopped (by the user), paused, or
+                     waiting (it is tried again)
     sweep_ended      state
 """
 
@@ -290,7 +290,7 @@ def fold(events: Iterable[Event]) -> dict[str, TrialState]:
                 state.candidate = str(data.get("candidate") or event.trial)
                 state.seed, state.params = data.get("seed"), data.get("params") or {}
                 if state.state == "finished" and data.get("again"):
-                    state.state = "waiting"  # extended: it goes on from its last checkpoint
+                    state.state, state.reused = "waiting", ""  # extended: it goes on from its last checkpoint
             case "trial_reused":
                 state.state, state.reused = "finished", f"{data.get('sweep')}/{data.get('trial')}"
                 state.folder = str(data.get("folder", ""))
@@ -308,7 +308,9 @@ def fold(events: Iterable[Event]) -> dict[str, TrialState]:
                 if event.kind == "attempt_ended":
                     state.state = str(data.get("state", "failed"))
                     state.reason = _why(data)
-                    state.elapsed_s += max(0.0, event.time - started.pop(event.trial, event.time))
+                    since = started.pop(event.trial, event.time)
+                    # The event may be written long after the attempt's end, by a controller that came later.
+                    state.elapsed_s += float(data.get("elapsed_s", max(0.0, event.time - since)))
                     state.gpu_hours += float(data.get("gpu_hours") or 0.0)
     return trials
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeArm, FakeCluster, FakeDisplay, FakeEngine, FakeTracker, fake_size, fake_trial
+from fakes import FakeArm, FakeAttempt, FakeCluster, FakeDisplay, FakeEngine, FakeTracker, fake_size, fake_trial
 
 from sweeper.clusters.base import Exit
 from sweeper.errors import SweeperError
@@ -401,3 +401,89 @@ def test_ranks_that_another_sweep_holds_are_waited_for(tmp_path: Path) -> None:
     threading.Timer(0.2, setattr, (cluster, "taken", 0)).start()
     assert bench.run() == {"000": "finished"}
     assert "another sweep" in bench.display.of("sweep_waiting")[0]["message"]
+
+
+class TestWhatAReviewFound:
+    """Each was a way to lose, repeat or mislabel something."""
+
+    def test_a_stop_reaches_a_candidate_whose_pause_is_still_being_carried_out(self, tmp_path: Path) -> None:
+        says = {
+            ("000", 2): {"000": Verdict("pause", "rung 2")},
+            ("001", 2): {"000": Verdict("stop", "hyperband: below the rung", {"bound": 1.0})},
+        }
+        arm = FakeArm([fake_trial(0, hold=True), fake_trial(1)], scheduler=Script(says))
+        bench = Bench(tmp_path, [], arms=[arm])
+        original = FakeAttempt.stop
+        # A real attempt takes seconds to end: here its pause is not over when the other verdict comes.
+        slow: list[FakeAttempt] = []
+
+        def stop(self: FakeAttempt, *, dump: bool = False) -> None:
+            if self.folder.parent.name == "000" and not slow:
+                slow.append(self)
+            else:
+                original(self, dump=dump)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(FakeAttempt, "stop", stop)
+            assert bench.run() == {"000": "pruned", "001": "finished"}
+        assert bench.status("000")["stop"]["detail"] == "hyperband: below the rung"
+
+    def test_a_verdict_on_several_seeds_is_carried_out_by_all_of_them_after_a_kill(self, tmp_path: Path) -> None:
+        says = {("000", 4): {"000": STOPPED}}
+        trials = [fake_trial(0, hold=True)]
+        first = Bench(tmp_path, [], arms=[FakeArm(trials, scheduler=Script(says), seeds=(1, 2))])
+        first.controller._start()
+        for attempt in first.cluster.running:
+            attempt.poll(), attempt.poll()
+        first.controller._follow()  # both have their scores: the stop is decided
+        running = {str(a.folder): a for a in first.cluster.running}
+        one = next(r for r in first.controller.running if r.outcome.trial.id == "000-s1")
+        first.controller.running.remove(one)
+        first.controller._end(one, Exit(-15, "stopped", "", 1.0))
+        first.ledger.close()  # killed here: the second seed is still running
+        cluster = FakeCluster(2)
+        cluster.left = {k: a for k, a in running.items() if "000-s2" in k}
+        for attempt in cluster.left.values():
+            attempt._exit = None
+        again = Bench(tmp_path, [], arms=[FakeArm(trials, scheduler=Script(says), seeds=(1, 2))], cluster=cluster)
+        assert again.run() == {"000-s1": "pruned", "000-s2": "pruned"}
+        assert cluster.started == []
+
+    def test_a_failed_trial_is_over_for_its_scheduler_and_new_when_it_is_tried_again(self, tmp_path: Path) -> None:
+        trials = [fake_trial(0, code=1), fake_trial(1)]
+        Bench(tmp_path, [], arms=[FakeArm(trials, scheduler=Script({}))]).run()
+        scheduler = Script({})
+        again = Bench(tmp_path, [], arms=[FakeArm([fake_trial(0), fake_trial(1)], scheduler=scheduler)])
+        assert scheduler.over == ["000", "001"] or scheduler.over == ["001", "000"]
+        assert again.run() == {"000": "finished", "001": "finished"}
+        assert again.arms[0].sampler.told[0].state == "finished"
+
+    def test_hours_of_a_reused_trial_are_what_it_took(self, tmp_path: Path) -> None:
+        first = Bench(tmp_path, [fake_trial(0)], name="first")
+        first.run()
+        path = first.folder.trial("000") / "attempt-1" / "status.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "elapsed_s": 7200.0}))
+        bench = Bench(tmp_path, [fake_trial(0)], name="second", index=True)
+        bench.run()
+        assert bench.controller.outcomes["000"].gpu_hours == pytest.approx(2.0)
+        again = Bench(tmp_path, [fake_trial(0)], name="second")
+        assert again.controller.arms["0"].candidates["000"].hours == pytest.approx(2.0)
+
+    def test_a_trial_that_was_retired_is_pruned_in_its_records_too(self, tmp_path: Path) -> None:
+        scheduler = Script({("000", 2): {"000": Verdict("pause", "rung 2")}})
+        bench = Bench(tmp_path, [], arms=[FakeArm([fake_trial(0, hold=True)], scheduler=scheduler)])
+        assert bench.run() == {"000": "pruned"}
+        assert (bench.status("000")["state"], bench.status("000")["stop"]["reason"]) == ("pruned", "worse")
+        assert bench.tracker.of("trial_ended")[-1][:2] == ("000", "pruned")
+
+    def test_an_attempt_that_outlived_an_extension_is_no_failure(self, tmp_path: Path) -> None:
+        first = Bench(tmp_path, [fake_trial(0, steps=4)])
+        first.controller._start()
+        attempts = {str(a.folder): a for a in first.cluster.running}
+        first.ledger.close()  # killed; its trainer goes to step 4
+        cluster = FakeCluster(1)
+        cluster.left = attempts
+        again = Bench(tmp_path, [fake_trial(0, steps=6)], cluster=cluster)
+        assert again.run() == {"000": "finished"}
+        assert again.controller.outcomes["000"].curve.step == 6
+        assert cluster.started == ["000"], "one more attempt, from the checkpoint"

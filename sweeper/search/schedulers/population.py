@@ -43,6 +43,10 @@ class _Noted(PopulationBasedTraining):  # type: ignore[misc]
         super()._checkpoint_or_exploit(trial, desk, upper_quantile, lower_quantile)
 
     def _exploit(self, desk: Any, trial: Stand, trial_to_clone: Stand) -> None:
+        """Only from a better one: among equals (all at zero, none a number) a population would pass the checkpoints of
+        those that are less far round and round, and never come to an end."""
+        if self._trial_state[trial_to_clone].last_score <= self._trial_state[trial].last_score:
+            return
         trial.donor, trial.forks = trial_to_clone, trial.forks + 1
         super()._exploit(desk, trial, trial_to_clone)
 
