@@ -11,7 +11,7 @@ from typing import Any
 from sweeper import engines
 from sweeper.config import dims as space
 from sweeper.config import schema
-from sweeper.config.compose import Composed, Composer
+from sweeper.config.compose import MEANT, Composed, Composer
 from sweeper.engines.base import Config, Shape, Workload
 from sweeper.errors import Problem, RequestError
 from sweeper.plan.arms import Sized
@@ -116,10 +116,12 @@ class Maker:
     def identity(self) -> dict[str, Any]:
         """See `ArmPlan.identity`.
 
-        What a dim or the seed changes is found by changing each alone: its own key and those that it is bound to.
+        What a dim or the seed changes is found by changing each alone: its own key and those that it is bound to. A
+        key that a name stands for belongs to it also where the name's values happen to leave it as it was: `kl=0` does
+        not touch the coefficient, and another value may be the algorithm's own.
         """
         base = self._leaves(self.bound({}))
-        moved: set[str] = set()
+        moved = {key for dim in self.dims for key in MEANT.get(dim.key, ())}
         first = {dim.name: space.ends(dim)[0] for dim in self.dims}
         if self.dims:
             start = self._leaves(self.bound(first))
