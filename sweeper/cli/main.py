@@ -15,7 +15,7 @@ from sweeper.errors import SweeperError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `sweeper` console script; returns the exit code."""
-    args = _parser().parse_args(argv)
+    args = parse(argv)
     from sweeper import app
 
     try:
@@ -27,6 +27,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except BrokenPipeError:
         return app.reader_gone(harmless=args.command in ("plan", "status"))
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of a command line; exits with 2 on those that no subcommand takes.
+
+    Overrides may stand before and after the options. argparse gives a list of positionals what comes before the first
+    option only, and has no `parse_intermixed_args` for subcommands.
+    """
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    late = [word for word in rest if "overrides" in args and not word.startswith("-")]
+    if strange := [word for word in rest if word not in late]:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    if late:
+        args.overrides = [*args.overrides, *late]
+    return args
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sweeper import app
-from sweeper.cli.main import _parser
+from sweeper.cli.main import parse
 from sweeper.config.hydra_app import initialized
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +49,7 @@ def test_command(
         assert code == 0, said.out + said.err
         assert not list(tmp_path.glob("runs*")), "a plan leaves nothing behind"
     elif words[0] == "sweeper":
-        _parser().parse_args(words[1:])
+        parse(words[1:])
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +124,9 @@ def test_a_reward_that_kills_its_process_is_told_apart(tmp_path: Path) -> None:
 
 def test_a_reward_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "TIMEOUT_S", 1.0)
-    started = time.monotonic()
     # The child of the child must not keep us waiting either.
-    text = "import subprocess, time\nsubprocess.Popen(['sleep', '60'])\ntime.sleep(60)\n"
+    text = "import subprocess, time\nsubprocess.Popen(['sleep', '3600'])\ntime.sleep(3600)\n"
     assert "no answer within 1 s" in reward_problem(tmp_path, text).what
-    assert time.monotonic() - started < 10
 
 
 def test_what_a_reward_prints_is_not_taken_for_the_answer(tmp_path: Path) -> None:
@@ -188,11 +185,9 @@ def test_without_a_reward_the_rows_need_a_source_that_verl_knows(task: dict[str,
 def test_a_thousand_trials_ask_once(task: dict[str, Any], tmp_path: Path) -> None:
     count = tmp_path / "count"
     (tmp_path / "reward.py").write_text(f"open({str(count)!r}, 'a').write('x')\ndef score(**kwargs): return 0\n")
-    started = time.monotonic()
     for _ in range(1000):
         assert environments.check(config(task)) == []
     assert count.read_text() == "x"
-    assert time.monotonic() - started < 5
     (tmp_path / "reward.py").write_text("def score(data_source): return 0\n")
     assert environments.check(config(task))  # changed content is looked at again
 

@@ -181,7 +181,7 @@ def test_new_values_are_within_the_dims_and_can_run(settings: dict[str, Any]) ->
     made = make(settings, DIMS, validations=steps, total_steps=80, refuse=refuse)
     done = race(made, points, gain=lambda p: 1 + math.log10(p["lr"]) / 6, validations=steps, total=80, slots=10)
     forks = [v.fork for _, v in done.verdicts("fork")]
-    assert len(forks) >= 2
+    assert forks
     for fork in forks:
         assert fork is not None
         assert set(fork.params) == {"lr", "kl", "epochs"}
