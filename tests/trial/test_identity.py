@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 from collections.abc import Mapping
 from functools import cache
@@ -173,12 +172,9 @@ def leaves(value: Mapping[str, Any], at: tuple[str, ...] = ()) -> list[tuple[str
 
 
 def changed(config: dict[str, Any], leaf: tuple[str, ...]) -> dict[str, Any]:
-    out = copy.deepcopy(config)
-    part = out
-    for key in leaf[:-1]:
-        part = part[key]
-    part[leaf[-1]] = "something else"
-    return out
+    """The config with another value at one leaf; what is not on the way to it is shared."""
+    first, *below = leaf
+    return {**config, first: changed(config[first], tuple(below)) if below else "something else"}
 
 
 @pytest.mark.parametrize("flavour", ["", "megatron_", "veomni_", "torchtitan_"])

@@ -193,7 +193,6 @@ def test_what_the_groups_compose_to_has_no_problem(algorithm: str, where: list[s
 
 def test_what_is_to_be_typed_instead_works() -> None:
     for rule, _, breaks, key, _ in CASES:
-        problem = next(p for p in broken(rule, breaks) if p.key == key)
         if rule in (
             "rollout_world",
             "rollout_nodes",
@@ -203,6 +202,7 @@ def test_what_is_to_be_typed_instead_works() -> None:
             "group_size",
             "steps",
         ):
+            problem = next(p for p in broken(rule, breaks) if p.key == key)
             kept = [o for o in breaks if o.split("=")[0] != problem.fix.split("=")[0]]
             assert broken(rule, [*kept, problem.fix]) == [], problem
 
