@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import left_over, wait_for
 
 from sweeper.trial.ledger import Event, Ledger
 
@@ -105,7 +106,6 @@ def test_pbt_takes_over_a_checkpoint_and_trains_at_the_new_rate(tmp_path: Path) 
 
 
 def test_a_killed_controller_is_resumed_to_the_attempt_that_still_runs(tmp_path: Path) -> None:
-    from test_sweep import left_over, wait_for
 
     out = tmp_path / "out.txt"
     with out.open("w") as stream:
@@ -141,7 +141,6 @@ def test_a_killed_controller_is_resumed_to_the_attempt_that_still_runs(tmp_path:
 
 
 def test_stop_ends_what_a_dead_controller_left(tmp_path: Path) -> None:
-    from test_sweep import left_over, wait_for
 
     out = tmp_path / "out.txt"
     with out.open("w") as stream:
