@@ -167,8 +167,8 @@ class TuneScheduler:
         return self._others()
 
     def resumable(self, paused: Iterable[str]) -> list[str]:
-        """Those that were paused by someone else may go on, in the order given."""
-        return list(paused)
+        """Those that were paused by someone else may go on, in the order given; none that is over."""
+        return [c for c in paused if not self.desk.stands[c].is_finished()]
 
     # What a subclass says.
 
