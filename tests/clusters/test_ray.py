@@ -14,6 +14,8 @@ from sweeper.clusters.gang import janitor
 from sweeper.clusters.local import LocalAttempt, LocalCluster
 from sweeper.engines.base import Gang, Job, Shape
 
+pytestmark = pytest.mark.real  # a Ray cluster wants the machine to itself to start in time
+
 SHAPE = Shape(name="here", device="cpu", nodes=1, gpus_per_node=4, gpu_memory_gib=4)
 TRAINER = """
 import json, os, sys, time
