@@ -351,13 +351,18 @@ def test_an_attempt_that_ended_without_a_controller_is_known(tmp_path: Path, tag
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_closing_the_terminal_ends_the_controller_only(tmp_path: Path, tag: str, name: str) -> None:
     ours, theirs = os.openpty()
+
+    def of_terminal() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored, where the tests themselves outlive a terminal (nohup)
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
     controller = Controller(
         name,
         tmp_path,
         tag,
         WITH_A_CHILD.format(s=300),
         start_new_session=True,
-        preexec_fn=(lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)),
+        preexec_fn=of_terminal,
     )
     os.close(theirs)
     os.close(ours)  # the kernel sends SIGHUP to what belongs to the terminal

@@ -49,10 +49,9 @@ with open("metrics.jsonl", "a") as out:
         out.flush()
         with runs.open("a") as f:
             f.write(f"{step}\\n")
-        if step % 2 == 0:
-            temp = checkpoints / f".{step}"
-            temp.write_text(str(lr))
-            temp.rename(checkpoints / str(step))
+        temp = checkpoints / f".{step}"  # at every step, as a scheduler that pauses asks for
+        temp.write_text(str(lr))
+        temp.rename(checkpoints / str(step))
 """
 
 
