@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from sweeper.search import stopping
 from sweeper.trial.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,7 +91,15 @@ def test_ctrl_c_stops_the_jobs_gently_and_those_that_wait_at_once(tmp_path: Path
     one[-1] = "+" + one[-1]
     command = [*SWEEP, *one, "cluster.device=cpu", "seed=1,2", "name=s", "tracking=none"]
     with out.open("w") as stream:
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=stream, stderr=stream, start_new_session=True)
+        # SIGINT is ignored where the tests run in the background, and a child would ignore it too.
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+        )
         try:
             deadline = time.monotonic() + 240
             while "started" not in out.read_text().partition("s-00")[2]:
@@ -101,6 +110,9 @@ def test_ctrl_c_stops_the_jobs_gently_and_those_that_wait_at_once(tmp_path: Path
         finally:
             if process.poll() is None:
                 process.kill()
+                process.wait()
+            for sweep_json in (tmp_path / "runs").glob("*/sweep.json"):  # attempts outlive what started them
+                stopping.end(tmp_path / "runs", sweep_json.parent.name)
     said = out.read_text()
     assert code == 1, said
     assert "Traceback" not in said
