@@ -84,6 +84,10 @@ def test_the_same_trials_with_the_same_records(tmp_path: Path) -> None:
         assert trial(ray / "runs" / f"s-{number}", "000") == expected
 
 
+def _interruptible() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.real
 def test_ctrl_c_stops_the_jobs_gently_and_those_that_wait_at_once(tmp_path: Path) -> None:
     out = tmp_path / "out.txt"
@@ -98,7 +102,7 @@ def test_ctrl_c_stops_the_jobs_gently_and_those_that_wait_at_once(tmp_path: Path
             stdout=stream,
             stderr=stream,
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+            preexec_fn=_interruptible,  # noqa: PLW1509  (there is no other thread)
         )
         try:
             deadline = time.monotonic() + 240
