@@ -101,7 +101,7 @@ def _run(
     asked = _report(plan, labels)
     chosen = placement.choose(plan, engine, cluster, folder.path, display)
     controller = Controller(
-        arms=[_arm_search(plan, number, engine, folder) for number in range(len(plan.arms))],
+        arms=[_arm_search(plan, number, engine, folder, asked.modes) for number in range(len(plan.arms))],
         size=_sizer(plan, known, display, chosen),
         engine=engine,
         cluster=cluster,
@@ -154,7 +154,7 @@ def _ledger(folder: SweepFolder) -> Ledger:
 
 def _requests(ledger: Ledger) -> list[Mapping[str, Any]]:
     """What was asked for, first to last."""
-    return [e.data for e in ledger.events() if e.kind in ("sweep_started", "sweep_extended")]
+    return [e.data for e in ledger.events(kinds=("sweep_started", "sweep_extended"))]
 
 
 def _config(plan: Plan) -> Mapping[str, Any]:
@@ -168,12 +168,11 @@ def _known(plan: Plan) -> list[Trial]:
     return [*(s.trial for s in plan.sized), *examples]
 
 
-def _arm_search(plan: Plan, number: int, engine: Engine, folder: SweepFolder) -> ArmSearch:
+def _arm_search(plan: Plan, number: int, engine: Engine, folder: SweepFolder, modes: Sequence[str]) -> ArmSearch:
     """The search of one arm. Every arm has the same seed, so that where their spaces are alike so are their points."""
     arm, search = plan.arms[number], plan.search
     config = arm.example.trial.config if arm.example else _config(plan)
     work = arm.example.work if arm.example else None
-    lower = {"gpu_hours"}
     journal = folder.path / "studies" / f"{arm.id}.journal" if search.samples else None
     if journal is not None:
         journal.parent.mkdir(exist_ok=True)
@@ -183,7 +182,7 @@ def _arm_search(plan: Plan, number: int, engine: Engine, folder: SweepFolder) ->
             search.sampler,
             arm.dims,
             seed=int(config.get("seed") or 0),
-            modes=["min" if o in lower else search.mode for o in search.objectives],
+            modes=modes,
             options=search.options,
             points=arm.points,
             journal=journal,
@@ -288,10 +287,11 @@ def _same_request(ledger: Ledger, plan: Plan, engine: Engine, name: str) -> None
     started = _requests(ledger)
     if not started:
         return
+    now = request.describe(plan)
     if "arms" in started[-1]:
-        request.agree(started[-1], request.describe(plan), name, free=(engine.steps_key,))
+        request.agree(started[-1], now, name, free=(engine.steps_key,))
     prints = {t: s.fingerprint for t, s in ledger.trials().items() if not s.forked}
-    if _steps(started[-1], engine) == _steps(request.describe(plan), engine):
+    if _steps(started[-1], engine) == _steps(now, engine):
         for sized in plan.sized:
             before = prints.get(sized.trial.id)
             if before and before != fingerprint(dict(sized.trial.config)):

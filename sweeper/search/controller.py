@@ -34,7 +34,7 @@ from sweeper.tracking.base import Tracker
 from sweeper.trial.failures import Policy, Stalls
 from sweeper.trial.index import Found, Index
 from sweeper.trial.ledger import Ledger
-from sweeper.trial.records import AttemptFolder, SweepFolder, Tail, read_json
+from sweeper.trial.records import AttemptFolder, SweepFolder, Tail, attempt_number, read_json
 from sweeper.trial.spec import Trial
 
 POLL_S = 0.1
@@ -294,7 +294,7 @@ class Controller:
         """A finished trial of this store stands for one that would compute the same."""
         folder = before.folder
         for attempt in SweepFolder(folder.parents[2]).attempts(before.trial):
-            if _number(attempt) <= _number(folder):  # it may have been extended since
+            if attempt_number(attempt) <= attempt_number(folder):  # it may have been extended since
                 self._read_curve(outcome, attempt)
                 outcome.gpu_hours += _hours(attempt)
         if outcome.curve.step is None:  # its records are gone or not readable as this engine's
@@ -399,7 +399,7 @@ class Controller:
         )
         self.running.append(r)
         for earlier in self._folder.attempts(outcome.trial.id):
-            if _number(earlier) < folder.number:
+            if attempt_number(earlier) < folder.number:
                 for line in Tail(earlier / job.metrics).read():
                     if p := self._engine.progress(line, dict(outcome.trial.config)):
                         outcome.curve.add(p)
@@ -813,10 +813,6 @@ class Controller:
             except (SweeperError, OSError):
                 continue  # the records may be what failed; the first error is the one that is shown
         self.running.clear()
-
-
-def _number(attempt: Path) -> int:
-    return int(attempt.name.rpartition("-")[2])
 
 
 def _hours(attempt: Path) -> float:

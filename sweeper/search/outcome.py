@@ -46,8 +46,6 @@ class Outcome:
     """What its next attempt needs, once it was asked."""
     reliefs: int = 0
     """How often it ran out of memory and was given less to hold."""
-    settled: bool = False
-    """Whether it ended in an earlier process."""
 
     @property
     def done(self) -> bool:

@@ -16,7 +16,7 @@ from sweeper.search.base import Ask, Stop, Verdict
 from sweeper.search.controller import Controller
 from sweeper.search.outcome import Outcome
 from sweeper.trial.ledger import DONE, Event, Ledger, TrialState, fold
-from sweeper.trial.records import AttemptFolder, SweepFolder
+from sweeper.trial.records import AttemptFolder, SweepFolder, attempt_number
 from sweeper.trial.spec import Point, Trial
 
 
@@ -190,7 +190,7 @@ class _Replay:
             outcome.elapsed_s = state.elapsed_s
             outcome.folder = Path(state.folder) if state.folder else None
             if state.state in DONE:
-                outcome.state, outcome.settled = state.state, True
+                outcome.state = state.state
                 continue
             if state.state == "failed":
                 self._afresh(outcome)
@@ -206,7 +206,7 @@ class _Replay:
 
     def _follow(self, ledger: Ledger, folder: SweepFolder, outcome: Outcome, state: TrialState) -> bool:
         path = Path(state.folder)
-        number = int(path.name.rpartition("-")[2])
+        number = attempt_number(path)
         attempt = AttemptFolder(path, number, folder.name, None)
         recorded = -1 if state.last_step is None else state.last_step
         if self._c.reattach(outcome, attempt, self._since[state.id], recorded):

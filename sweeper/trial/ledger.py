@@ -208,9 +208,10 @@ class Ledger:
                     self._db.execute("ROLLBACK")
                 raise
 
-    def events(self, after: int = 0) -> Iterator[Event]:
-        """Every event with a number above `after`, in order."""
-        return _events(self.path, self._db, after)
+    def events(self, after: int = 0, *, kinds: Sequence[str] = ()) -> Iterator[Event]:
+        """Every event with a number above `after`, in order; `kinds`: only those."""
+        where = f"kind IN ({', '.join('?' * len(kinds))})" if kinds else "1"
+        return _events(self.path, self._db, after, where, kinds)
 
     def trials(self) -> dict[str, TrialState]:
         """The state of every trial, in the order they were planned."""

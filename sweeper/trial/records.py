@@ -242,7 +242,7 @@ class SweepFolder:
 
     def attempts(self, trial_id: str) -> list[Path]:
         """Its attempts' folders, oldest first."""
-        numbered = ((_number(p), p) for p in self.trial(trial_id).glob("attempt-*"))
+        numbered = ((attempt_number(p), p) for p in self.trial(trial_id).glob("attempt-*"))
         return [path for number, path in sorted(numbered) if number]
 
     def latest_attempt(self, trial_id: str) -> Path | None:
@@ -264,7 +264,7 @@ class SweepFolder:
         try:
             parent.mkdir(parents=True, exist_ok=True)
             attempts = self.attempts(trial_id)
-            number = _number(attempts[-1]) + 1 if attempts else 1
+            number = attempt_number(attempts[-1]) + 1 if attempts else 1
             while True:
                 path = parent / f"attempt-{number}"
                 try:
@@ -390,7 +390,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _number(path: Path) -> int:
+def attempt_number(path: Path) -> int:
+    """The number of an attempt's folder; 0 for any other."""
     digits = path.name.removeprefix("attempt-")
     return int(digits) if digits.isdigit() else 0
 
