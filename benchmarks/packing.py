@@ -3,7 +3,8 @@
     python benchmarks/packing.py [--gangs 200] [--seed 1] [--skip-ray]
 
 First on real Ray: 4 raylets with 8 fake GPUs each; each gang is a placement group (its nodes one bundle each), in which
-tasks sleep for the gang's duration, 0.5 to 3 s. In one run, on one cluster, the same gangs in the same order:
+tasks sleep for the gang's duration, 5 to 30 s (a trial takes minutes). In one run, on one cluster, the same gangs in
+the same order:
     ours    sweeper.search.admission says what starts where, without knowing durations; Ray reserves it
     fcfs    a gang is asked for when the one before it has been reserved; Ray chooses the nodes
     ray     all are asked for at once; Ray chooses order and nodes
@@ -33,7 +34,8 @@ from sweeper.search.admission import Admission, Held, Start, Waiting
 
 CAPACITY = (8,) * 4
 MIX = {Gang(1, 1): 40, Gang(1, 2): 25, Gang(1, 4): 15, Gang(1, 8): 12, Gang(2, 8): 8}
-SHORTEST_S, LONGEST_S = 0.5, 3.0
+SHORTEST_S, LONGEST_S = 5.0, 30.0
+"""Of a gang. Ray starts a process for each task, at about a second of a core: shorter ones would measure that."""
 POLL_S = 0.005
 LOOKED_AT = 1_000
 """Of what waits, so many are looked at in a simulation."""

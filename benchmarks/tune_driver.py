@@ -6,7 +6,7 @@ Trivial trials (one report each), in one run, each way in a process of its own w
     tuned     a class with reuse_actors, no loggers, few snapshots of the experiment, no trial folders written often
     restore   Tuner.restore of an experiment whose trials are all finished: seconds until `fit` is over
     killed    SIGKILL of the driver while trainables run: how many of them are alive some seconds later
-    loop      a plain loop over fake trials without processes, where our controller over the tests' fakes is to stand
+    ours      our controller with its ledger and records, over the tests' fake engine and fake cluster (no processes)
 
 Prints start-up seconds (until the first trial has reported), milliseconds a trial after that, and the memory (resident,
 all processes of that Ray) at its end.
@@ -29,6 +29,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -172,15 +174,24 @@ def killed(folder: Path, env: dict[str, str]) -> dict[str, float]:
     return {"trials": began, "gone": len(gone), "alive": len(alive), "after_s": took}
 
 
-def loop(trials: int) -> dict[str, float]:
-    """A plain loop over fake trials, one at a time, without processes: what is left when nothing drives.
+def ours(folder: Path, trials: int) -> dict[str, float]:
+    """Our controller over fakes whose trials end when they are first asked: what driving costs us."""
+    from benchmarks.resume import controller
 
-    To be completed: the controller itself over the same fakes belongs here.
-    """
     begun = time.perf_counter()
-    for n in range(trials):
-        json.loads(json.dumps({"trial": n, "score": float(n)}))
-    return {"start_s": 0.0, "ms_a_trial": 1000 * (time.perf_counter() - begun) / trials, "memory_mb": memory()}
+    one = controller(folder / "one", 1)
+    one.run()
+    started = time.perf_counter()
+    many = controller(folder / "many", trials)
+    many.run()
+    over = time.perf_counter()
+    done = sum(outcome.done for outcome in many.outcomes.values())
+    return {
+        "start_s": started - begun,
+        "ms_a_trial": 1000 * (over - started) / trials,
+        "memory_mb": memory(),
+        "trials": done,
+    }
 
 
 def main() -> None:
@@ -216,7 +227,7 @@ def main() -> None:
             print(f"{way:8} failed with code {code}, see {folder}/log.txt", flush=True)
             continue
         report(way, json.loads((folder / "measured.json").read_text()))
-    report("loop", loop(args.trials))
+    report("ours", ours(Path(tempfile.mkdtemp(prefix="ours-", dir="/tmp")), args.finished))
 
 
 def watched(command: list[str], env: dict[str, str], log: IO[bytes]) -> int:
