@@ -80,7 +80,10 @@ def _without(typed: list[str], replaced: list[str]) -> list[str]:
 
 
 def status(args: argparse.Namespace) -> int:
-    """`sweeper status`: a table from the ledgers."""
+    """`sweeper status`: a table from the ledgers. A damaged one among others is named and does not hide them."""
+    import sys
+
+    from sweeper.errors import SweeperError
     from sweeper.report.events import duration
     from sweeper.trial.ledger import Ledger, holder
     from sweeper.trial.records import to_json
@@ -96,12 +99,19 @@ def status(args: argparse.Namespace) -> int:
             )
         )
     found: dict[str, Any] = {}
+    damaged: list[SweeperError] = []
     for name in names:
-        trials = Ledger.read(store / name / "ledger.db")
-        found[name] = trials
+        try:
+            found[name] = Ledger.read(store / name / "ledger.db")
+        except SweeperError as error:
+            if args.name:
+                raise
+            damaged.append(error)
+    for problem in damaged:
+        print(problem, file=sys.stderr)
     if args.json:
         print(to_json({n: {t: s.as_dict() for t, s in trials.items()} for n, trials in found.items()}))
-        return 0
+        return 1 if damaged else 0
     if not names:
         print(f"no sweeps in {store}")
     for name, trials in found.items():
@@ -119,7 +129,7 @@ def status(args: argparse.Namespace) -> int:
                 why = f"  ({s.reason})" if s.state in ("pruned", "failed") and s.reason else ""
                 why = f"  (reused: {s.reused})" if s.reused else why
                 print(f"  {trial}  {s.state:9} score {score}  step {step}  {took}  {s.label}{why}".rstrip())
-    return 0
+    return 1 if damaged else 0
 
 
 def plot(args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ import pytest
 from sweeper import app, execute
 from sweeper.cli.main import main
 from sweeper.config.hydra_app import initialized
+from sweeper.trial.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,6 +49,7 @@ def gone(plan, resume):
     raise BrokenPipeError
 execute.execute = gone
 from sweeper.cli.main import main
+from sweeper.trial.ledger import Ledger
 sys.exit(main(["run"]))
 """
     assert closed_early("-c", code, cwd=tmp_path) == (1, "")
@@ -81,3 +83,17 @@ def test_a_plan_may_compare_clusters(capsys: pytest.CaptureFixture[str]) -> None
         app.run(["cluster=node_8gpu,two_nodes_8gpu", "model=qwen0.5b", "environment=gsm8k", "plan=true"])
     said = capsys.readouterr().out
     assert "on several clusters" in said and "a sweep runs on one" not in said
+
+
+def test_a_damaged_ledger_hides_no_other_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("whole", "damaged"):
+        (tmp_path / name).mkdir()
+        ledger = Ledger.open(tmp_path / name / "ledger.db", create=True)
+        ledger.append("sweep_started", data={"overrides": []})
+        ledger.close()
+    (tmp_path / "damaged" / "ledger.db").write_bytes(b"no database at all" * 100)
+    assert main(["status", "--store", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "whole:" in said.out
+    assert str(tmp_path / "damaged") in said.err and "Traceback" not in said.err
+    assert main(["status", "damaged", "--store", str(tmp_path)]) == 2
