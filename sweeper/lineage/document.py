@@ -1,0 +1,128 @@
+"""The lineage record of an attempt: `lineage.json`, read, checked and written.
+
+Guarantees: a record is either whole or absent (sweeper/trial/records.py); no value of a secret variable is written;
+what is read is a record of this schema or one that is refused by name, never half understood; the published schema
+(schema.json, JSON Schema 2020-12) says the same as the code that writes. Only the standard library is imported until a
+record is checked against the schema.
+
+Layout: the record's own lines hold its sections, one line a leaf of the large ones, so that `diff` and `grep` work.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sweeper.errors import Problem, RequestError
+from sweeper.trial.records import to_json, write_text
+
+NAME = "lineage.json"
+PATCH = "code.patch"
+"""Beside it: the code's whole difference to its commit, where there is one."""
+KIND = "sweeper.lineage"
+SCHEMA = 1
+"""Raised when a field changes its meaning; a record with a higher one is refused."""
+_FILE = Path(__file__).with_name("schema.json")
+
+
+def path_of(place: Path) -> Path:
+    """The record's file, of an attempt's folder or of the file itself."""
+    return place / NAME if place.is_dir() else place
+
+
+def load(place: Path) -> dict[str, Any]:
+    """A record, known by its kind and schema number alone: cheap, for those who wrote it themselves.
+
+    Args:
+        place: an attempt's folder, or the file.
+
+    Raises:
+        RequestError: there is none, it is no lineage record, or a newer sweeper wrote it.
+    """
+    path = path_of(place)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RequestError(
+            Problem(f"there is no lineage record at {path}", valid=f"a {NAME} in an attempt's folder")
+        ) from None
+    except (OSError, ValueError) as error:
+        raise RequestError(Problem(f"{path} could not be read: {error}", valid="a JSON file")) from error
+    if not isinstance(value, dict) or value.get("kind") != KIND:
+        raise RequestError(
+            Problem(f"{path} is no lineage record: its field `kind` is not {KIND}", valid=f"a {NAME}", key="kind")
+        )
+    schema = value.get("schema")
+    if type(schema) is not int or schema < 1:
+        raise RequestError(Problem(f"{path}: schema={schema!r} is no version", valid=f"1 to {SCHEMA}", key="schema"))
+    if schema > SCHEMA:
+        raise RequestError(
+            Problem(
+                f"{path} was written by a newer sweeper: its field `schema` is {schema}",
+                valid=f"up to {SCHEMA}, which is what this one reads",
+                fix="git pull && make setup   (in the checkout of sweeper)",
+                key="schema",
+            )
+        )
+    return value
+
+
+def read(place: Path) -> dict[str, Any]:
+    """A record, checked against the whole schema: for one that anybody may have edited.
+
+    Raises:
+        RequestError: as `load`, or a field is missing, unknown or of another type; the message names it.
+    """
+    value = load(place)
+    if wrong := problems(value):
+        raise RequestError([Problem(f"{path_of(place)}: {text}", key="lineage") for text in wrong[:5]])
+    return value
+
+
+def problems(document: Mapping[str, Any]) -> list[str]:
+    """Where a record breaks the schema, each in one line that begins with the field; empty when it does not."""
+    found = sorted(_validator().iter_errors(document), key=lambda e: [str(p) for p in e.absolute_path])
+    return [f"{'.'.join(map(str, e.absolute_path)) or 'the record'}: {e.message[:300]}" for e in found]
+
+
+def write(folder: Path, document: Mapping[str, Any]) -> Path:
+    """Write the record of an attempt's folder, secrets masked; returns its path.
+
+    Raises:
+        RecordsError: it cannot be written.
+    """
+    path = folder / NAME
+    write_text(path, dump(document))
+    return path
+
+
+def dump(document: Mapping[str, Any]) -> str:
+    """The record as text. A line a leaf of mappings and lists of the first level, and strict JSON as all records."""
+    sections = []
+    for key, value in document.items():
+        if isinstance(value, Mapping) and value:
+            lines = ",\n".join(f"  {to_json(str(k))}: {to_json(v)}" for k, v in value.items())
+            text = f"{{\n{lines}\n }}"
+        elif isinstance(value, list | tuple) and value:
+            text = "[\n" + ",\n".join(f"  {to_json(v)}" for v in value) + "\n ]"
+        else:
+            text = to_json(value)
+        sections.append(f" {to_json(key)}: {text}")
+    return "{\n" + ",\n".join(sections) + "\n}\n"
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """The published JSON Schema."""
+    value: dict[str, Any] = json.loads(_FILE.read_text(encoding="utf-8"))
+    return value
+
+
+@cache
+def _validator() -> Any:
+    from jsonschema import Draft202012Validator  # here: it takes longer to import than a record to write
+
+    return Draft202012Validator(schema())
