@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sweeper.report.rows import Ended, Request
-from sweeper.search.stats import Difference, Mean, compare, order, summarise
+from sweeper.search.stats import Difference, Mean, among, compare, order, summarise
 
 DONE = frozenset({"finished", "pruned", "failed"})
 
@@ -235,13 +235,14 @@ def _mark_front(candidates: Sequence[Candidate], request: Request) -> None:
 def _versus(arms: Sequence[Arm]) -> Iterable[Versus]:
     if len(arms) < 2:
         return
-    ahead = arms[0]
-    for other in arms[1:]:
-        final = bool(ahead.final_scores and other.final_scores)
-        scores = [a.final_scores if final else a.tuning_scores for a in (ahead, other)]
-        if difference := compare(*scores):
-            chosen = not final and any(len(a.candidates) > 1 for a in (ahead, other))
-            yield Versus(ahead, other, "final" if final else "tuning", difference, chosen)
+    ahead, *others = arms
+    final = [other for other in others if ahead.final_scores and other.final_scores]
+    for kind, group in (("final", final), ("tuning", [other for other in others if other not in final])):
+        scores = [arm.final_scores if kind == "final" else arm.tuning_scores for arm in (ahead, *group)]
+        for other, difference in zip(group, among(scores), strict=True):
+            if difference is not None:
+                chosen = kind == "tuning" and any(len(a.candidates) > 1 for a in (ahead, other))
+                yield Versus(ahead, other, kind, difference, chosen)
 
 
 def _effects(arms: Sequence[Arm], dims: Sequence[str]) -> Iterable[Effect]:

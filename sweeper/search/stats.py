@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import NormalDist
 from typing import TypeVar
@@ -82,8 +82,10 @@ def summarise(scores: Iterable[float]) -> Mean | None:
     return Mean(len(values), mean, low, high)
 
 
-def compare(first: Sequence[float], second: Sequence[float]) -> Difference | None:
+def compare(first: Sequence[float], second: Sequence[float], level: float = 1 - CONFIDENCE) -> Difference | None:
     """How two groups of scores differ; None where one is empty or has a score that is no finite number.
+
+    `level`: the t-test's, where this is one of several comparisons (`among`).
 
     The number of further seeds: n = (z_{1-a/2} + z_power)^2 (s1^2 + s2^2) / d^2 + z_{1-a/2}^2 / 4 in each group, the
     second term for the t-test's sake (Guenther 1981, Sample size formulas for normal theory T tests, The American
@@ -97,16 +99,37 @@ def compare(first: Sequence[float], second: Sequence[float]) -> Difference | Non
         return Difference(difference, None, None, None, told_apart=False, further=None)
     low, high = _interval_of_difference(tuple(sorted(a)), tuple(sorted(b)))
     p = _welch(a, b)
-    apart = (low > 0 or high < 0) and p < 1 - CONFIDENCE
-    further = None if apart else _further(a, b, difference)
+    apart = (low > 0 or high < 0) and p < level
+    further = None if apart else _further(a, b, difference, level)
     return Difference(difference, low, high, p, apart, further)
 
 
-def seeds_needed(difference: float, variances: tuple[float, float]) -> int | None:
-    """Seeds in each of two groups that tell their means apart at 5% with a power of 80%; None above `MOST_SEEDS`."""
+def among(groups: Sequence[Sequence[float]]) -> list[Difference | None]:
+    """How the first of several groups compares with each of the others.
+
+    The first is who is ahead, so it was chosen by these very scores: every pair of groups counts as a comparison that
+    was made, and the level of each is Holm's (1979, A simple sequentially rejective multiple test procedure,
+    Scandinavian Journal of Statistics 6(2), 65-70), so that of equal groups one in twenty sweeps tells any apart.
+    """
+    first, *others = groups
+    found = [compare(first, other) for other in others]
+    tested = sorted((d.p, place) for place, d in enumerate(found) if d is not None and d.p is not None)
+    pairs = (len(tested) + 1) * len(tested) // 2
+    apart = True
+    for rank_, (_, place) in enumerate(tested):
+        difference = compare(first, others[place], (1 - CONFIDENCE) / (pairs - rank_))
+        apart = apart and difference is not None and difference.told_apart
+        if difference is not None and difference.told_apart and not apart:
+            difference = replace(difference, told_apart=False, further=1)
+        found[place] = difference
+    return found
+
+
+def seeds_needed(difference: float, variances: tuple[float, float], level: float = 1 - CONFIDENCE) -> int | None:
+    """Seeds in each of two groups that tell their means apart with a power of 80%; None above `MOST_SEEDS`."""
     if difference == 0:
         return None
-    alpha, power = NORMAL.inv_cdf((1 + CONFIDENCE) / 2), NORMAL.inv_cdf(POWER)
+    alpha, power = NORMAL.inv_cdf(1 - level / 2), NORMAL.inv_cdf(POWER)
     noise = math.sqrt(math.fsum(variances)) / abs(difference)
     needed = ((alpha + power) * noise) ** 2 + alpha**2 / 4 if noise < MOST_SEEDS else math.inf
     return max(2, math.ceil(needed)) if needed <= MOST_SEEDS else None
@@ -194,8 +217,8 @@ def _welch(a: Sequence[float], b: Sequence[float]) -> float:
     return p if math.isfinite(p) else 1.0
 
 
-def _further(a: Sequence[float], b: Sequence[float], difference: float) -> int | None:
-    needed = seeds_needed(difference, (_variance(a), _variance(b)))
+def _further(a: Sequence[float], b: Sequence[float], difference: float, level: float) -> int | None:
+    needed = seeds_needed(difference, (_variance(a), _variance(b)), level)
     return None if needed is None else max(1, needed - min(len(a), len(b)))
 
 
