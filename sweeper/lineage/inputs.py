@@ -1,0 +1,321 @@
+"""The files that a trial reads: rows, reward, model; each with the hash of its content and where it is from.
+
+Guarantees: every file that the config names for training, validation, held-out evaluation, reward and weights is
+listed, once a role; hashes are taken once for a content (sweeper/lineage/hashes.py), so that a trial costs a few stats;
+rows are counted from a parquet file's footer without reading its data or importing pyarrow; what DVC tracks has its
+hash there too; what the model hub gave has its commit.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sweeper import environments, prepare
+from sweeper.errors import Problem, RequestError
+from sweeper.lineage.hashes import HashError, Hashes, Tree
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_REVISION = re.compile(r"/snapshots/([0-9a-f]{40})(?:/|$)")
+
+
+def of(
+    config: Mapping[str, Any],
+    hashes: Hashes | None = None,
+    *,
+    fresh: bool = False,
+    problems: list[str] | None = None,
+) -> list[dict[str, Any]]:
+    """The section `inputs` of the lineage record.
+
+    Args:
+        config: of a trial, bound.
+        hashes: with its memory; by default that of the cache.
+        fresh: hash every content anew.
+        problems: where what cannot be read is said, in a line each; the hash of such an input is null.
+
+    Raises:
+        RequestError: a file is missing or cannot be read, and `problems` is not given; names every one of them.
+    """
+    hashes = hashes or Hashes()
+    builds = _builds(config)
+    env = {**os.environ, **{str(k): str(v) for k, v in ((config.get("engine") or {}).get("env") or {}).items()}}
+    found, wrong = [], []
+    for role, key, named in listed(config):
+        place, revision = _place(named, role, env)
+        row = _row(role, named if place is None else str(place if revision is None else named))
+        row["revision"] = revision or _revision(named)
+        if place is not None:
+            try:
+                tree = hashes.tree(place, fresh)
+            except HashError as error:
+                wrong.append(Problem(f"{key}: the {_SAID[role]} {error}", key=key, fix=f"{key}=<path>"))
+            else:
+                row |= _content(place, tree)
+            row["built"] = next((b for path, b in builds.items() if place == path or path in place.parents), None)
+            row["dvc"] = _dvc(place)
+        found.append(row)
+    if wrong and problems is None:
+        raise RequestError(wrong)
+    if problems is not None:
+        problems += [p.what for p in wrong]
+    return found
+
+
+_SAID = {
+    "train": "training file",
+    "val": "validation file",
+    "test": "held-out file",
+    "reward": "reward",
+    "model": "model",
+}
+
+
+def listed(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Role, config key and path (or hub id) of every input, each once."""
+    found: dict[tuple[str, str], str] = {}
+    for role, key, value in _named(config):
+        for path in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(path, str) and path:
+                found.setdefault((role, path), key)
+    return [(role, key, path) for (role, path), key in found.items()]
+
+
+def _named(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    def at(key: str) -> Any:
+        value: Any = config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
+
+    for role, key in (
+        ("train", "data.train_files"),
+        ("val", "data.val_files"),
+        ("reward", "reward.custom_reward_function.path"),
+        ("model", "actor_rollout_ref.model.path"),
+        ("model", "actor_rollout_ref.model.tokenizer_path"),
+        ("model", "actor_rollout_ref.model.lora_adapter_path"),
+    ):
+        yield role, key, at(key)
+    if at("binding.critic") or at("critic.enable"):
+        yield "model", "critic.model.path", at("critic.model.path")
+    if at("reward.reward_model.enable"):
+        yield "reward", "reward.reward_model.model_path", at("reward.reward_model.model_path")
+    train = at("data.train_files")
+    environment = at("environment")
+    if isinstance(train, str) and isinstance(environment, Mapping) and environments.is_built(environment):
+        files = environments.resolve(config)
+        if files.train == Path(train) and files.test is not None and files.test.exists():
+            yield "test", "environment", str(files.test)
+
+
+def _row(role: str, path: str) -> dict[str, Any]:
+    empty = {"sha256": None, "bytes": 0, "files": 0, "rows": None, "built": None, "dvc": None, "revision": None}
+    return {"role": role, "path": path, **empty}
+
+
+def _content(place: Path, tree: Tree) -> dict[str, Any]:
+    one = not place.is_dir()
+    sha256 = tree.files[0][2] if one else tree.digest
+    return {
+        "sha256": sha256,
+        "bytes": tree.bytes,
+        "files": len(tree.files),
+        "rows": _rows(str(place), sha256) if one else None,
+    }
+
+
+def _builds(config: Mapping[str, Any]) -> dict[Path, dict[str, Any]]:
+    """What this project makes for the config: folder -> what, kind and spec."""
+    try:
+        needed = prepare.needed(config)
+    except (KeyError, TypeError):  # another engine's config, which names its data in another way
+        return {}
+    return {Path(b.path): {"what": b.what, "kind": b.kind, "spec": b.spec} for b in needed}
+
+
+# --- where it is ---
+
+
+def _place(named: str, role: str, env: Mapping[str, str]) -> tuple[Path | None, str | None]:
+    """The path of an input, and the hub's commit where it is the copy of a hub's model. No path: it is not here."""
+    if "://" in named:
+        return None, None
+    path = Path(named).expanduser()
+    if role != "model" or path.exists() or path.is_absolute() or not _HUB_ID.fullmatch(named):
+        return path.absolute(), None
+    folder = _hub(env) / f"models--{named.replace('/', '--')}"
+    try:
+        revision = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+    except OSError:
+        return None, None
+    snapshot = folder / "snapshots" / revision
+    return (snapshot, revision) if snapshot.is_dir() else (None, revision)
+
+
+def _hub(env: Mapping[str, str]) -> Path:
+    """Where the client of the model hub keeps what it fetched (huggingface_hub/constants.py)."""
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if env.get(name):
+            return Path(env[name]).expanduser()
+    base = env.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(env.get("HF_HOME") or f"{base}/huggingface").expanduser() / "hub"
+
+
+def _revision(named: str) -> str | None:
+    found = _REVISION.search(named)
+    return found[1] if found else None
+
+
+# --- rows ---
+
+
+@lru_cache(maxsize=256)
+def _rows(path: str, _sha256: str) -> int | None:
+    """Rows of a parquet or JSON lines file of that content; None for any other, or where it cannot be read so."""
+    try:
+        if path.endswith(".parquet"):
+            return _parquet_rows(Path(path))
+        if path.endswith(".jsonl"):
+            with Path(path).open("rb") as file:
+                return sum(1 for line in file if line.strip())
+    except (OSError, ValueError, IndexError):
+        return None
+    return None
+
+
+def _parquet_rows(path: Path) -> int:
+    """`num_rows` of the footer: the third field of a struct in Thrift's compact protocol, at the file's end (Apache
+    Parquet, parquet.thrift, FileMetaData)."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 8))
+        tail = file.read(8)
+        length = int.from_bytes(tail[:4], "little")
+        if tail[4:] != b"PAR1" or not 0 < length <= size - 12:
+            raise ValueError(f"{path} is no parquet file")
+        file.seek(size - 8 - length)
+        footer = _Thrift(file.read(length))
+    number = 0
+    while True:
+        kind, number = footer.field(number)
+        if kind == 0:
+            raise ValueError(f"{path} has no count of rows")
+        if number == 3:
+            return footer.zigzag()
+        footer.skip(kind)
+
+
+class _Thrift:
+    """Just enough of Thrift's compact protocol to pass over what is not wanted."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._at = data, 0
+
+    def field(self, before: int) -> tuple[int, int]:
+        """Type and number of the next field; type 0: the struct ends."""
+        head = self._byte()
+        kind, step = head & 15, head >> 4
+        return kind, (before + step if step or kind == 0 else self.zigzag())
+
+    def zigzag(self) -> int:
+        value = self._varint()
+        return (value >> 1) ^ -(value & 1)
+
+    def skip(self, kind: int) -> None:
+        if kind == 3:  # a byte; booleans (1, 2) are in the field's head
+            self._at += 1
+        elif kind in (4, 5, 6):
+            self._varint()
+        elif kind == 7:
+            self._at += 8
+        elif kind == 8:
+            self._at += self._varint()
+        elif kind in (9, 10):
+            head = self._byte()
+            for _ in range(self._varint() if head >> 4 == 15 else head >> 4):
+                self._element(head & 15)
+        elif kind == 11 and (count := self._varint()):
+            kinds = self._byte()
+            for _ in range(count):
+                self._element(kinds >> 4)
+                self._element(kinds & 15)
+        elif kind == 12:
+            number = 0
+            while True:
+                inner, number = self.field(number)
+                if inner == 0:
+                    break
+                self.skip(inner)
+
+    def _element(self, kind: int) -> None:
+        self.skip(3 if kind in (1, 2) else kind)
+
+    def _byte(self) -> int:
+        self._at += 1
+        return self._data[self._at - 1]
+
+    def _varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self._byte()
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+            shift += 7
+
+
+# --- DVC ---
+
+
+def _dvc(place: Path) -> dict[str, str] | None:
+    """The .dvc file or dvc.lock that tracks a path or a folder that it lies in, and the hash there."""
+    root = next((p for p in place.parents if (p / ".dvc").is_dir()), None)
+    for at in (place, *place.parents) if root else ():
+        if at == root:
+            return None
+        beside = at.with_name(f"{at.name}.dvc")
+        for out in (_yaml(beside) or {}).get("outs") or ():
+            if out.get("path") == at.name and out.get("md5"):
+                return {"path": str(beside), "md5": str(out["md5"])}
+        for folder in at.parents:
+            lock = folder / "dvc.lock"
+            if md5 := _locked(lock, at.relative_to(folder).as_posix()):
+                return {"path": str(lock), "md5": md5}
+            if folder == root:
+                break
+    return None
+
+
+def _locked(lock: Path, relative: str) -> str:
+    """An output's hash in a dvc.lock, or else a dependency's."""
+    stages = ((_yaml(lock) or {}).get("stages") or {}).values()
+    for section in ("outs", "deps"):
+        for stage in stages:
+            for item in stage.get(section) or ():
+                if item.get("path") == relative and item.get("md5"):
+                    return str(item["md5"])
+    return ""
+
+
+def _yaml(path: Path) -> dict[str, Any] | None:
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return _parsed(str(path), facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(maxsize=64)
+def _parsed(path: str, _mtime_ns: int, _size: int) -> dict[str, Any] | None:
+    import yaml
+
+    try:
+        value = yaml.load(Path(path).read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, yaml.YAMLError):
+        return None
+    return value if isinstance(value, dict) else None
