@@ -123,6 +123,15 @@ class Saved:
 
 
 @dataclass(frozen=True, slots=True)
+class Sound:
+    """The checkpoint to go on from, its content compared with what was written."""
+
+    saved: Saved | None
+    said: tuple[str, ...] = ()
+    """What was found corrupted on the way and where it is now, a line each."""
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """Why an attempt failed."""
 
@@ -173,6 +182,11 @@ class Engine(Protocol):
         """One parsed line of the metrics file; None when it carries no step."""
         ...
 
+    def of_machine(self, metric: str) -> bool:
+        """Whether a metric measures the machine (time, memory, throughput). Every other one is, bit for bit, the same in
+        two runs of the same deterministic config: that is what an exact reproduction is judged by."""
+        ...
+
     def failure(self, log: str, reason: str, code: int | None, detail: str) -> Failure:
         """Why an attempt failed, from its log and how the cluster says it ended (clusters.base.Exit)."""
         ...
@@ -209,6 +223,20 @@ class Engine(Protocol):
     def checkpoint(self, folder: Path, step: int | None = None) -> Saved | None:
         """The newest whole checkpoint below a trial's checkpoint folder, or of that step where it is there and whole.
         A torn one is passed over."""
+        ...
+
+    def sound(self, folder: Path, step: int | None = None) -> Sound:
+        """`checkpoint`, but read and compared with its manifest, before it is used: one that is corrupted is moved
+        aside in its folder and the one before is taken. Takes as long as reading it. SweeperError if it cannot be
+        read."""
+        ...
+
+    def kept(self, folder: Path) -> list[Saved]:
+        """Every whole checkpoint of a trial's checkpoint folder, by step; a cheap look."""
+        ...
+
+    def leftovers(self, folder: Path) -> list[tuple[Path, str]]:
+        """What lies in that folder and can never be gone on from, with the reason; of a trial that does not run."""
         ...
 
     def adopt(self, saved: Saved, folder: Path) -> None:

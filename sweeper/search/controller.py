@@ -357,6 +357,7 @@ class Controller:
             relieved = self._engine.relieve(config, outcome.reliefs)
             if relieved is not None:
                 config, changed = relieved
+        self._sound(self._folder.checkpoints(trial.id))  # the job goes on from what is left
         folder = self._folder.new_attempt(trial.id)
         job = self._engine.job(config, AttemptPaths(folder.path, self._folder.checkpoints(trial.id)))
         params, tags = self._facts(outcome)
@@ -629,10 +630,10 @@ class Controller:
         mine, theirs = (self._folder.checkpoints(o.trial.id) for o in (outcome, donor))
         why = f"{fork.donor} has no whole checkpoint to go on from"
         for step in (fork.step, None):  # the judged one may be removed while it is taken over
-            saved = self._engine.checkpoint(theirs, step)
-            if saved is None:
-                break
             try:
+                saved = self._sound(theirs, step)
+                if saved is None:
+                    break
                 self._engine.adopt(saved, mine)
             except SweeperError as error:
                 why = str(error)
@@ -640,6 +641,13 @@ class Controller:
                 return saved
         self._display.event("warning", message=f"{outcome.trial.id} keeps its own weights: {why}")
         return None
+
+    def _sound(self, checkpoints: Path, step: int | None = None) -> Saved | None:
+        """The checkpoint to go on from, its content read; what is corrupted is said."""
+        found = self._engine.sound(checkpoints, step)
+        for message in found.said:
+            self._display.event("warning", message=message)
+        return found.saved
 
     # --- ends ---
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.clusters.base import Exit
-from sweeper.engines.base import AttemptPaths, Failure, Gang, Job, Progress, Saved, Shape
+from sweeper.engines.base import AttemptPaths, Failure, Gang, Job, Progress, Saved, Shape, Sound
 from sweeper.search.arm import ArmSearch, Candidate
 from sweeper.search.base import Ask, Past, Refuse, Told
 from sweeper.trial.spec import Point, Trial
@@ -84,6 +84,19 @@ class FakeEngine:
         if step in found:
             return Saved(step, folder / str(step))
         return Saved(found[-1], folder / str(found[-1])) if found else None
+
+    def sound(self, folder: Path, step: int | None = None) -> Sound:
+        said = []
+        while (saved := self.checkpoint(folder, step)) and saved.path.read_text() == "corrupted":
+            saved.path.rename(folder / f"corrupt-{saved.step}")
+            said.append(f"{saved.path} is corrupted")
+        return Sound(saved, tuple(said))
+
+    def kept(self, folder: Path) -> list[Saved]:
+        return [Saved(int(p.name), p) for p in sorted(folder.glob("[0-9]*"), key=lambda p: int(p.name))]
+
+    def leftovers(self, folder: Path) -> list[tuple[Path, str]]:
+        return [(path, "left over") for path in folder.glob("aside-*")]
 
     def adopt(self, saved: Saved, folder: Path) -> None:
         self.adopted.append((saved.step, folder.parent.name))

@@ -1,7 +1,9 @@
 """verl's checkpoints of one trial: which is whole, and how another trial's becomes this one's.
 
-Guarantees: a checkpoint that is named here can be loaded: every shard of every rank is there and is not cut off; one is
-adopted whole or not at all, whenever the process is killed; nothing that another trial wrote is changed.
+Guarantees: a checkpoint that is named here can be loaded: every shard of every rank is there and is not cut off; one
+that `sound` names has the content that was written, byte by byte, where it has a manifest (saved.py writes one after
+each save); what is corrupted is moved aside, never deleted; one is adopted whole or not at all, whenever the process is
+killed; nothing that another trial wrote is changed.
 
 Both trainers of verl 0.9.1 save in this order: the actor's shards, the critic's, `data.pt` (the data loader), in the
 asynchronous modes `transfer_queue`, then `latest_checkpointed_iteration.txt` (trainer/ppo/v1/trainer_base.py:948,
@@ -25,12 +27,14 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from sweeper.engines.base import Saved
+from sweeper.checkpoints import manifest
+from sweeper.engines.base import Saved, Sound
 from sweeper.errors import SweeperError
 
 TRACKER = "latest_checkpointed_iteration.txt"
 _STEP = re.compile(r"global_step_(\d+)")
 _SHARD = re.compile(r"(?P<kind>[a-z_]+)_world_size_(?P<world>\d+)_rank_(?P<rank>\d+)\.pt")
+_ADOPTING = "adopting"
 _ADOPTED = "adopted"
 """Holds a whole copy on its way in: from the moment it has this name, the adoption has happened."""
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES)
@@ -44,15 +48,89 @@ def newest(folder: Path, step: int | None = None) -> Saved | None:
     Finishes an adoption that was cut off. A folder newer than verl's own note is taken where its files show that it
     is whole: the note itself may be cut off, and FSDP with `async_save` never writes one.
     """
+    return next((saved for saved, whole in _candidates(folder, step) if whole), None)
+
+
+def kept(folder: Path) -> list[Saved]:
+    """Every checkpoint that can be loaded, by step; as cheap as `newest`."""
+    return sorted((saved for saved, whole in _candidates(folder, None) if whole), key=lambda saved: saved.step)
+
+
+def sound(folder: Path, step: int | None = None) -> Sound:
+    """`newest`, but read: a checkpoint whose content is not what its manifest says is moved to `corrupt-global_step_N`,
+    and the one before it is taken. Takes as long as reading it.
+
+    Raises:
+        SweeperError: A file cannot be read, or what is corrupted cannot be moved.
+    """
+    said: list[str] = []
+    manifest.forget_retired(folder)
+    for saved, whole in list(_candidates(folder, step)):
+        try:
+            wrong = _wrong(folder, saved.step, said)
+            if wrong:
+                moved = _set_aside(folder, saved.step)
+                more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+                said.append(f"{saved.path} is corrupted: {wrong[0]}{more}; it is kept as {moved.name}")
+            elif whole:
+                return Sound(saved, tuple(said))
+        except OSError as error:
+            raise SweeperError(
+                f"{saved.path} cannot be checked: {error.filename or saved.path}: {error.strerror or error}\n"
+                f"  fix: make {folder} readable and writable for this user, or move {saved.path.name} out of it"
+            ) from error
+    return Sound(None, tuple(said))
+
+
+def leftovers(folder: Path) -> list[tuple[Path, str]]:
+    """What no run can go on from any more, with the reason. Of a trial that runs some of it may still be in use."""
+    found: list[tuple[Path, str]] = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if _STEP.fullmatch(path.name) and path.is_dir() and not path.is_symlink() and not (path / "actor").exists():
+            found.append((path, "verl has deleted its weights"))
+        elif path.name == _ADOPTING:
+            found.append((path, "a copy of another trial's checkpoint that was not finished"))
+        elif path.name.startswith("aside-"):
+            found.append((path, "its own checkpoints before it went on from another trial's"))
+    return found
+
+
+def _wrong(folder: Path, step: int, said: list[str]) -> list[str]:
+    """What of a checkpoint differs from its manifest; nothing where verl has deleted it on purpose."""
+    try:
+        if not (wrong := manifest.verify(folder, step)):
+            return []
+        known = manifest.read(folder, step)
+    except manifest.DamagedError as error:
+        path = manifest.path_of(folder, step)
+        path.replace(path.with_name(f"corrupt-{path.name}"))
+        said.append(f"{error}; only the structure of {manifest.name_of(step)} is checked")
+        return []
+    return [] if known is None or manifest.retired(folder, known) else wrong
+
+
+def _set_aside(folder: Path, step: int) -> Path:
+    """Move a corrupted checkpoint out of verl's way, then its manifest: never is the one there without the other's say.
+    A manifest that a kill leaves behind is forgotten before the next check."""
+    name = f"corrupt-{manifest.name_of(step)}"
+    number = 1
+    while (to := folder / (name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
+    known = manifest.path_of(folder, step)
+    (folder / manifest.name_of(step)).rename(to)
+    known.replace(to.with_name(f"{to.name}.json"))
+    return to
+
+
+def _candidates(folder: Path, step: int | None) -> Iterator[tuple[Saved, bool]]:
+    """Every checkpoint's folder, that of `step` first, else the newest, and whether its structure is whole."""
     _finish_adoption(folder)
     steps = dict(_steps(folder))
     critic = any((path / "critic").is_dir() for path in steps.values())
     told = _told(folder)
     for at in sorted(steps, key=lambda n: (n == step, n), reverse=True):
         noted = told is not None and at <= told
-        if _whole(steps[at], noted=noted, critic=critic):
-            return Saved(at, steps[at])
-    return None
+        yield Saved(at, steps[at]), _whole(steps[at], noted=noted, critic=critic)
 
 
 def torn(folder: Path) -> bool:
@@ -69,13 +147,16 @@ def adopt(saved: Saved, folder: Path) -> None:
         SweeperError: It could not be copied, or was removed meanwhile; the folder is as it was.
     """
     _finish_adoption(folder)
-    partial = folder / "adopting"
+    partial = folder / _ADOPTING
     try:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(saved.path, partial / f"global_step_{saved.step}", copy_function=_link)
         critic = (saved.path / "critic").is_dir()
         if not _whole(partial / f"global_step_{saved.step}", noted=True, critic=critic):
             raise SweeperError(f"{saved.path} is no whole checkpoint any more")
+        known = manifest.path_of(saved.path.parent, saved.step)
+        if known.exists():
+            shutil.copyfile(known, partial / known.name)
         partial.rename(folder / _ADOPTED)
     except (OSError, shutil.Error) as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -87,20 +168,29 @@ def adopt(saved: Saved, folder: Path) -> None:
 
 
 def _finish_adoption(folder: Path) -> None:
-    """Put an adopted checkpoint in its place. May be cut off and done again at any point."""
+    """Put an adopted checkpoint in its place, then its manifest. May be cut off and done again at any point."""
     waiting = folder / _ADOPTED
     if not waiting.is_dir():
         return
     for step, path in _steps(waiting):
         aside: Path | None = None
-        for _, own in list(_steps(folder)):
+        for number, own in list(_steps(folder)):
             if aside is None:
                 aside = _aside(folder)
+            # Its manifest first: the adopter will write a step of that number again, with other content.
+            known = manifest.path_of(folder, number)
+            if known.exists():
+                known.replace(aside / known.name)
             own.rename(aside / own.name)
+        for stale in (folder / manifest.FOLDER).glob("*.json"):  # of what verl deleted: it has no folder here any more
+            stale.unlink()
         partial = folder / f"{TRACKER}.partial"
         partial.write_text(str(step))
         partial.replace(folder / TRACKER)
         path.rename(folder / path.name)
+    for known in list(waiting.glob("*.json")):
+        (folder / manifest.FOLDER).mkdir(exist_ok=True)
+        known.replace(folder / manifest.FOLDER / known.name)
     waiting.rmdir()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper import environments, models
-from sweeper.engines.base import AttemptPaths, Config, Failure, Gang, Job, Progress, Saved, Shape, Workload
+from sweeper.engines.base import AttemptPaths, Config, Failure, Gang, Job, Progress, Saved, Shape, Sound, Workload
 from sweeper.engines.verl import (
     candidates,
     checkpoints,
@@ -81,6 +81,10 @@ class VerlEngine:
         """A line of verl's file logger."""
         return metrics.progress(line, config)
 
+    def of_machine(self, metric: str) -> bool:
+        """verl's timings, throughput and memory."""
+        return metrics.of_machine(metric)
+
     def failure(self, log: str, reason: str, code: int | None, detail: str) -> Failure:
         """Kind, signature and the lines that say why, without Ray's wrapping."""
         return failures.classify(log, reason, code, detail)
@@ -112,6 +116,18 @@ class VerlEngine:
     def checkpoint(self, folder: Path, step: int | None = None) -> Saved | None:
         """The newest `global_step_<n>` that verl can load, or that of the step."""
         return checkpoints.newest(folder, step)
+
+    def sound(self, folder: Path, step: int | None = None) -> Sound:
+        """The newest `global_step_<n>` whose content is that of its manifest."""
+        return checkpoints.sound(folder, step)
+
+    def kept(self, folder: Path) -> list[Saved]:
+        """Every `global_step_<n>` that verl can load."""
+        return checkpoints.kept(folder)
+
+    def leftovers(self, folder: Path) -> list[tuple[Path, str]]:
+        """Folders whose weights verl has deleted, and what adoptions left."""
+        return checkpoints.leftovers(folder)
 
     def adopt(self, saved: Saved, folder: Path) -> None:
         """Another trial's `global_step_<n>` as this one's newest."""

@@ -17,17 +17,18 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
+from sweeper.checkpoints import manifest
 from sweeper.config import tree
 from sweeper.config.interpolation import Graph, related
 from sweeper.engines.base import AttemptPaths, Config, Gang, Job
-from sweeper.engines.verl import checkpoints, preload, resume, schedule
+from sweeper.engines.verl import checkpoints, preload, resume, saved, schedule
 from sweeper.engines.verl.base_config import load
 from sweeper.engines.verl.cpu import environment as cpu_environment
 from sweeper.trial.identity import OURS
 
 CONFIG, METRICS, SCRIPT = "trainer.yaml", "metrics.jsonl", "command.sh"
-PLUGINS, RESUME = "plugins", "sweeper_resume"
-"""A folder in the attempt's, on the trainer's search path, and the module in it that verl loads (see resume.py)."""
+PLUGINS, RESUME, SAVED, MANIFEST = "plugins", "sweeper_resume", "sweeper_saved", "sweeper_manifest"
+"""A folder in the attempt's, on the trainer's search path, and the modules in it (see resume.py and saved.py)."""
 
 MODEL_ENGINE = {"megatron": "megatron", "veomni": "veomni", "torchtitan": "torchtitan"}
 """`actor.strategy` -> verl's `model_engine`; every other strategy is of `dp`."""
@@ -77,7 +78,7 @@ def make(config: Config, paths: AttemptPaths) -> Job:
         files={
             CONFIG: to_yaml(trainer),
             SCRIPT: script(config, trainer, env, inherit, needed, paths.folder),
-            f"{PLUGINS}/{RESUME}.py": resume_module(),
+            **{f"{PLUGINS}/{name}.py": text for name, text in plugins().items()},
         },
         gang=needed,
         python=python,
@@ -116,6 +117,7 @@ def trainer_config(config: Config, paths: AttemptPaths) -> Config:
         **config["trainer"],
         "default_local_dir": str(paths.checkpoints),
         "experiment_name": _experiment(paths.folder),
+        "checkpoint_callback_class": f"{SAVED}.{saved.Callback.__name__}",
         **_resumes(config, paths),
     }
     return made
@@ -141,9 +143,12 @@ def _resumes(config: Config, paths: AttemptPaths) -> dict[str, Any]:
 
 
 @lru_cache
-def resume_module() -> str:
-    """The text of what verl loads so that a resumed run trains at its config's rates."""
-    return Path(resume.__file__).read_text(encoding="utf-8") + "\n\ninstall()\n"
+def plugins() -> dict[str, str]:
+    """The modules that an attempt's folder holds for verl, by name: a resumed run trains at its config's rates, and a
+    checkpoint has a manifest."""
+    files = {RESUME: resume.__file__, SAVED: saved.__file__, MANIFEST: manifest.__file__}
+    texts = {name: Path(file).read_text(encoding="utf-8") for name, file in files.items()}
+    return {name: text if name == MANIFEST else f"{text}\n\ninstall()\n" for name, text in texts.items()}
 
 
 def environment(config: Config, paths: AttemptPaths) -> dict[str, str]:
@@ -165,7 +170,10 @@ def environment(config: Config, paths: AttemptPaths) -> dict[str, str]:
     # Both are lists: what the user has in them is loaded beside ours.
     ours = [str(paths.folder / PLUGINS), *([root] if root else [])]
     asked["PYTHONPATH"] = ":".join([*ours, *filter(None, [asked.get("PYTHONPATH")])])
-    modules = [env.get("VERL_USE_EXTERNAL_MODULES"), RESUME, asked.get("VERL_USE_EXTERNAL_MODULES")]
+    if theirs := config["trainer"].get("checkpoint_callback_class"):
+        env[saved.THEIRS] = str(theirs)
+    hooks = [RESUME] if config["trainer"]["use_v1"] else [RESUME, SAVED]  # V1 loads SAVED itself, as its callback
+    modules = [env.get("VERL_USE_EXTERNAL_MODULES"), *hooks, asked.get("VERL_USE_EXTERNAL_MODULES")]
     asked["VERL_USE_EXTERNAL_MODULES"] = ",".join(filter(None, modules))
     return env | asked
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
+from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from typing import Any
@@ -82,10 +83,13 @@ def patch(module: Any) -> None:
 
 
 class _WhenImported(MetaPathFinder):
-    """Patches the module when verl imports it: doing so now would cost seconds in processes that never need it."""
+    """Patches a module when verl imports it: doing so now would cost seconds in processes that never need it."""
+
+    def __init__(self, target: str, patch: Callable[[Any], None]) -> None:
+        self._target, self._patch = target, patch
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:  # noqa: ARG002
-        if fullname != TARGET:
+        if fullname != self._target:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
@@ -96,15 +100,20 @@ class _WhenImported(MetaPathFinder):
 
         def exec_module(module: Any) -> None:
             run(module)
-            patch(module)
+            self._patch(module)
 
         loader.exec_module = exec_module
         return spec
 
 
-def install() -> None:
-    """Patch the module now or when it is imported; once."""
-    if TARGET in sys.modules:
-        patch(sys.modules[TARGET])
+def when_imported(target: str, patch: Callable[[Any], None]) -> None:
+    """Patch that module now, or when it is imported."""
+    if target in sys.modules:
+        patch(sys.modules[target])
     else:
-        sys.meta_path.insert(0, _WhenImported())
+        sys.meta_path.insert(0, _WhenImported(target, patch))
+
+
+def install() -> None:
+    """Patch verl's module; once."""
+    when_imported(TARGET, patch)

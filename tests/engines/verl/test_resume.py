@@ -135,7 +135,7 @@ def test_verls_module_is_patched_when_it_is_imported_and_not_before(tmp_path: Pa
         "    optimizer = lr_scheduler = None\n"
         "    def load_checkpoint(self, path):\n        print('loaded', path)\n"
     )
-    (tmp_path / "sweeper_resume.py").write_text(job.resume_module())
+    (tmp_path / "sweeper_resume.py").write_text(job.plugins()[job.RESUME])
     script = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "import sweeper_resume\n"
