@@ -113,6 +113,8 @@ _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "placement.probe": (lambda value: isinstance(value, bool) or value == "auto", "auto, true, false"),
     "placement.steps": (lambda value: _count(value) and value >= 2, "a whole number from 2: the first is not counted"),
     "placement.mismatch_above": (_or_null(_number), "a number from 0, or null"),
+    "lineage.strict": _FLAG,
+    "lineage.reproduces": (_or_null(_TEXT[0]), "a lineage.json, or null"),
     "responses_per_step": _COUNT,
     "updates_per_step": _COUNT,
     "binding.critic": _FLAG,

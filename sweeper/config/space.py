@@ -32,7 +32,7 @@ MOST = dims.MOST
 
 SWEEP_LEVEL = (
     "name", "project", "store", "plan", "output", "tracking", "search", "scheduler", "objective", "stop", "failures",
-    "placement", "max_concurrent",
+    "placement", "lineage", "max_concurrent",
 )  # fmt: skip
 """Root keys that belong to the sweep as a whole and so cannot differ between its trials."""
 

@@ -49,6 +49,7 @@ OURS: Mapping[str, bool] = {
     "stop": False,
     "failures": False,
     "placement": False,
+    "lineage": False,
     "tracking": False,
     "objective": False,
     "store": False,
@@ -77,7 +78,7 @@ def fingerprint(config: Mapping[str, Any], placement: Sequence[str] | None = Non
         TypeError: a leaf cannot be made canonical; the message names its key.
     """
     patterns = tuple(placement_of(config) if placement is None else placement)
-    return hashlib.sha256(_dump(dict(identity_leaves(config, patterns))).encode()).hexdigest()
+    return fingerprint_of(dict(identity_leaves(config, patterns)))
 
 
 def identity_leaves(config: Mapping[str, Any], placement: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -86,6 +87,23 @@ def identity_leaves(config: Mapping[str, Any], placement: Sequence[str]) -> Iter
     Raises:
         TypeError: a leaf cannot be made canonical; the message names its key.
     """
+    for key, value, mine in _told_apart(config, placement):
+        if mine:
+            yield key, _canonical(value, key)
+
+
+def placement_leaves(config: Mapping[str, Any], placement: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Every other leaf, dotted key -> value as it is, unsorted."""
+    return ((key, value) for key, value, mine in _told_apart(config, placement) if not mine)
+
+
+def fingerprint_of(leaves: Mapping[str, Any]) -> str:
+    """The fingerprint of identity leaves that are canonical already."""
+    return hashlib.sha256(_dump(dict(leaves)).encode()).hexdigest()
+
+
+def _told_apart(config: Mapping[str, Any], placement: Sequence[str]) -> Iterator[tuple[str, Any, bool]]:
+    """Every leaf: dotted key, value, whether it is identity."""
     is_placement = _matcher(tuple(placement))
     for key, value in _leaves(config, ""):
         root = key.partition(".")[0]
@@ -93,8 +111,7 @@ def identity_leaves(config: Mapping[str, Any], placement: Sequence[str]) -> Iter
             mine = OURS[root] or any(key == inside or key.startswith(inside + ".") for inside in OURS_INSIDE)
         else:
             mine = not is_placement(key)
-        if mine:
-            yield key, _canonical(value, key)
+        yield key, value, mine
 
 
 def placement_of(config: Mapping[str, Any]) -> tuple[str, ...]:
