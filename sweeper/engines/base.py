@@ -183,8 +183,8 @@ class Engine(Protocol):
         ...
 
     def of_machine(self, metric: str) -> bool:
-        """Whether a metric measures the machine (time, memory, throughput). Every other one is, bit for bit, the same in
-        two runs of the same deterministic config: that is what an exact reproduction is judged by."""
+        """Whether a metric measures the machine (time, memory, throughput). Every other one is the same to the last bit
+        in two runs of the same deterministic config: that is what an exact reproduction is judged by."""
         ...
 
     def failure(self, log: str, reason: str, code: int | None, detail: str) -> Failure:

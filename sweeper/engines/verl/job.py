@@ -183,16 +183,12 @@ def _reads_hub(config: Config) -> bool:
     return bool(config["reward"]["reward_model"]["enable"] or config["distillation"]["enabled"])
 
 
-@lru_cache
 def _checkout(python: str) -> str | None:
-    """The folder to put on the search path so that verl can load our CPU plug-in; None where it is installed."""
-    from importlib import metadata  # here: it is slow to import, and a plan does not need it
-
-    try:
-        metadata.distribution("sweeper")
-    except metadata.PackageNotFoundError:
-        return str(Path(__file__).resolve().parents[3])
-    return None if python == sys.executable else str(Path(__file__).resolve().parents[3])
+    """The folder to put on the search path so that verl loads our CPU plug-in, and that of this very code: another
+    checkout may be the one that is installed. None where this code is what the interpreter has installed."""
+    here = Path(__file__).resolve().parents[3]
+    installed = {"site-packages", "dist-packages"} & set(here.parts)
+    return None if installed and python == sys.executable else str(here)
 
 
 def _ray_cpus(config: Config, needed: Gang) -> int:

@@ -17,6 +17,9 @@ _CORE = re.compile(r"val-core/.+/(?P<variable>[^/]+)/mean@\d+")
 over the validation prompts of the mean over n answers. `best@n` and `maj@n` say something else."""
 
 
+_OF_MACHINE = ("timing", "perf/", "perf_", "throughput")
+
+
 def progress(line: Mapping[str, Any], config: Config) -> Progress | None:
     """One line of the metrics file; None when it carries no step."""
     step, data = line.get("step"), line.get("data")
@@ -36,6 +39,16 @@ def progress(line: Mapping[str, Any], config: Config) -> Progress | None:
         step_s=seconds,
         signals=signals(numbers, config),
     )
+
+
+def of_machine(name: str) -> bool:
+    """Whether a metric measures time, memory or throughput.
+
+    verl's names (trainer/ppo/metric_utils.py `compute_timing_metrics` and `compute_throughout_metrics`; the workers'
+    `perf/` ones, engine_workers.py): `timing_s/...`, `timing_per_token_ms/...`, `perf/...`, `actor/perf/...`, and the
+    replay buffer's and the agent loops' own timings, which have `timing` in their names.
+    """
+    return any(part in name for part in _OF_MACHINE)
 
 
 def signals(numbers: Mapping[str, float], config: Config) -> dict[str, float]:
