@@ -151,6 +151,66 @@ def sync(args: argparse.Namespace) -> int:
     return 0
 
 
+def reproduce(args: argparse.Namespace) -> int:
+    """`sweeper reproduce`: the trial of a record again, as a sweep of its own."""
+    from sweeper.lineage import reproduce as again
+    from sweeper.lineage.diff import short
+    from sweeper.lineage.find import find
+
+    store = Path(args.store).absolute()
+    found = find(args.run, store, args.uri)
+    with again.planned(found, here=args.here) as plan:
+        for change in plan.environment:
+            print(f"{change.what}: {short(change.a)} -> {short(change.b)}")
+        for note in plan.notes:
+            print(note)
+        print(f"reproducing {found.name}: fingerprint {found.document['fingerprint'][:12]}", flush=True)
+        code, made = again.run(plan, name=args.name, store=store)
+    if made:
+        print(f"compare  sweeper diff {found.path} {made[0].path}")
+    return code
+
+
+def verify(args: argparse.Namespace) -> int:
+    """`sweeper verify`: judge what a record claims."""
+    from sweeper.lineage import verify as judge
+    from sweeper.lineage.find import find
+    from sweeper.trial.records import to_json
+
+    store = Path(args.store).absolute()
+    found = find(args.run, store, args.uri)
+    tier = args.tier or judge.default_tier(found)
+    if args.against:
+        report, folder = judge.against(found, find(args.against, store, args.uri), tier), None
+    else:
+        report, folder = judge.claim(
+            found,
+            tier,
+            store=store,
+            name=args.name,
+            seeds=args.seeds,
+            here=args.here,
+            allow_env=args.allow_env,
+            quiet=args.json,
+        )
+    print(to_json(report.as_dict()) if args.json else report.text())
+    if folder is not None and not args.json:
+        print(f"report   {folder / judge.REPORT}")
+    return report.code
+
+
+def diff(args: argparse.Namespace) -> int:
+    """`sweeper diff`: what differs between two runs."""
+    from sweeper.lineage import diff as lineage_diff
+    from sweeper.lineage.find import find
+    from sweeper.trial.records import to_json
+
+    store = Path(args.store).absolute()
+    found = lineage_diff.diff(find(args.run, store, args.uri), find(args.other, store, args.uri))
+    print(to_json(found.as_dict()) if args.json else lineage_diff.text(found))
+    return 0 if found.equal else 1
+
+
 def _request(overrides: list[str], as_json: bool, *, resume: bool = False) -> int:
     from sweeper import app
     from sweeper.config.hydra_app import initialized

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        return app.reader_gone(harmless=args.command in ("plan", "status"))
+        return app.reader_gone(harmless=args.command in ("plan", "status", "diff"))
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -100,7 +100,48 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("name", help="the sweep's name")
     p.add_argument("--uri", default=None, help="tracking URI (default: the one of the sweep)")
     p.add_argument("--store", default="runs", help="where the records are (default: runs)")
+    _lineage(sub)
     return parser
+
+
+def _lineage(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    run = "an MLflow run id, SWEEP/TRIAL, SWEEP/TRIAL/ATTEMPT, or the path of a lineage.json"
+    text = "run a trial again from its record alone: its code, its data, its config"
+    p = sub.add_parser("reproduce", help=text, description=text)
+    p.add_argument("run", metavar="RUN", help=run)
+    _anew(p)
+
+    text = "judge what a record claims: run it again and compare; exit code 0 pass, 1 fail, 2 cannot be judged"
+    p = sub.add_parser("verify", help=text, description=text)
+    p.add_argument("run", metavar="RUN", help=run)
+    p.add_argument(
+        "--tier",
+        choices=("config", "exact", "statistical"),
+        help="default: exact where the record says that the run was deterministic, else statistical",
+    )
+    p.add_argument("--seeds", type=int, default=5, help="new runs of the statistical tier (default: 5)")
+    p.add_argument("--allow-env", action="store_true", help="tier exact also where the engine, Python or torch differ")
+    p.add_argument("--against", metavar="RUN2", help="judge by this run, which is there already; nothing is run")
+    p.add_argument("--json", action="store_true", help="for machines: one JSON object")
+    _anew(p)
+
+    text = "what differs between two runs; exit code 0 nothing, 1 something"
+    p = sub.add_parser("diff", help=text, description=text)
+    p.add_argument("run", metavar="RUN_A", help=run)
+    p.add_argument("other", metavar="RUN_B", help="likewise")
+    p.add_argument("--json", action="store_true", help="for machines: one JSON object")
+    _where(p)
+
+
+def _where(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--store", default="runs", help="where the records are (default: runs)")
+    p.add_argument("--uri", default=None, help="tracking URI, for an MLflow run id (default: as of `mlflow ui` here)")
+
+
+def _anew(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--name", help="of the new sweep (default: again-SWEEP-TRIAL)")
+    p.add_argument("--here", action="store_true", help="with the code of this checkout, not the recorded one")
+    _where(p)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,448 @@
+"""Rebuilds a trial from its record alone and runs it again, as a new sweep of one trial linked to the first.
+
+Guarantees: everything is found out before anything is spent: the code, the data by content, the fingerprint of what is
+composed, what differs in the environment; what is not as recorded is refused by name, exit code 2, with nothing
+launched, overwritten or left behind; the run is made by the recorded code (tree.py), never by what is installed, and
+never stands in for itself: a finished trial with the same fingerprint is not reused.
+
+The overrides of the record compose the trial; what it was searched by is left out, and where it ran otherwise than they
+say (a probed placement, less memory after a failure) that is added.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeper.config import tree as config_tree
+from sweeper.config.dims import text_of
+from sweeper.errors import Problem, RequestError
+from sweeper.lineage import diff, environment, hashes, tree
+from sweeper.lineage.find import RECORD, Found
+from sweeper.trial.identity import OURS, canonical
+from sweeper.trial.records import SweepFolder
+
+ASKED = Path(__file__).with_name("asked.py")
+OF_THE_SWEEP = frozenset(
+    (
+        "name",
+        "store",
+        "output",
+        "plan",
+        "max_concurrent",
+        "search",
+        "scheduler",
+        "placement",
+        "lineage",
+        "keep",
+        "hydra",
+    )
+)
+"""Keys of override lines that say how the first sweep was run, not what the trial is."""
+ONE_TRIAL = (
+    "search=none", "search.trials=null", "search.points=[]", "search.constraints=[]", "search.seeds=1",
+    "search.final_seeds=0", "scheduler=none", "placement.probe=false", "lineage.strict=false",
+)  # fmt: skip
+SHOWN = 12
+TIMEOUT_S = 900
+_ABSENT = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run that can be made."""
+
+    found: Found
+    code: Path
+    """The folder whose sweep.py makes it."""
+    overrides: tuple[str, ...]
+    environment: tuple[diff.Change, ...]
+    """What differs from the recorded environment."""
+    notes: tuple[str, ...]
+    """What else is not as it was, a line each."""
+
+
+@contextlib.contextmanager
+def planned(
+    found: Found, *, here: bool = False, seeds: Sequence[int] = (), unlike: Sequence[str] = (), strict: bool = False
+) -> Iterator[Plan]:
+    """Everything that the run needs, at hand while the block runs.
+
+    Args:
+        here: with the code of this checkout, whatever was recorded.
+        seeds: run under these instead of its own.
+        strict: refuse an environment in which no run is the same to the last bit (`decisive`).
+
+    Raises:
+        RequestError: It cannot be reproduced; what is missing, what was recorded and the next command.
+    """
+    _own_start(found)
+    with tree.rebuilt(found, here=here) as code:
+        python = str((found.document["config"].get("engine") or {}).get("python") or sys.executable)
+        differs = tuple(diff.environment(found.document["environment"], _environment(found, python, code.code)))
+        if strict and (grave := [c for c in differs if decisive(c.what)]):
+            raise RequestError([_otherwise(c) for c in grave])
+        lines = [*_own(found.document), *unlike, *ONE_TRIAL]
+        lines += ["~search.space", "+search.space={}"] if _searched_by_file(found.document) else []
+        answer = ask(code.code, lines, build=False)
+        notes = tree.check(found, code, answer["package_sha256"])
+        places = _brought(found, code)
+        repointed: set[str] = set()
+        # Ours first: the engine's own keys are bound to them.
+        for ours in (True, False):
+            if keys := _repointed(found.document, answer["config"], places, ours=ours):
+                repointed |= keys.keys()
+                lines += [f"++{key}={text_of(value)}" for key, value in keys.items()]
+                answer = ask(code.code, lines, build=False)
+        lines += _placed(found.document, answer["config"])
+        answer = ask(code.code, lines, build=True)
+        _same_identity(found, answer, repointed)
+        if answer["refused"]:
+            raise RequestError([Problem(**p) for p in answer["refused"]])
+        _same_inputs(found, answer["inputs"])
+        if seeds:
+            lines = [line for line in lines if _key(line) != "seed"] + [f"seed={','.join(map(str, seeds))}"]
+        moved = tuple(f"{path} is read from {place}" for path, place in places.items() if place != Path(path))
+        yield Plan(found, code.code, tuple(lines), differs, (*code.notes, *notes, *moved))
+
+
+def run(plan: Plan, *, name: str | None, store: Path, quiet: bool = False) -> tuple[int, list[Found]]:
+    """Run it to its end; the sweep's exit code and the runs that came of it.
+
+    Raises:
+        RequestError: the name is taken.
+    """
+    from sweeper.lineage.find import load
+
+    sweep = name or _free(store, plan.found.document)
+    if (store / sweep).exists():
+        raise RequestError(Problem(f"a sweep named {sweep} is already in {store}", fix=f"--name {sweep}-2", key="name"))
+    own = [f"name={sweep}", f"store={text_of(str(store))}", f"lineage.reproduces={text_of(str(plan.found.path))}"]
+    command = [sys.executable, str(plan.code / "sweep.py"), *plan.overrides, *own, "output=plain"]
+    process = subprocess.Popen(command, env=_environ(plan.code), stdout=sys.stderr if quiet else None)
+    while True:
+        try:
+            code = process.wait()
+            break
+        except KeyboardInterrupt:  # the sweep got it too, and stops gently or, the second time, at once
+            continue
+    folder = SweepFolder(store / sweep)
+    latest = [folder.latest_attempt(trial) for trial in folder.trial_ids()]
+    return code, [load(at / RECORD) for at in latest if at is not None and (at / RECORD).is_file()]
+
+
+def _free(store: Path, document: Mapping[str, Any]) -> str:
+    of = document["run"]
+    stem = f"again-{of['sweep']}-{of['trial']}"[:180]
+    number = 1
+    while (store / (name := stem if number == 1 else f"{stem}-{number}")).exists():
+        number += 1
+    return name
+
+
+# --- what of the record is run ---
+
+
+def _own_start(found: Found) -> None:
+    """A trial that went on from another one's weights is not what its overrides say from the start."""
+    for parent in found.document["parents"]:
+        if parent["relation"] == "forked-from":
+            at = "" if parent["step"] is None else f" at step {parent['step']}"
+            raise RequestError(
+                Problem(
+                    f"{found.name} went on from the checkpoint of {parent['sweep']}/{parent['trial']}{at}, under other "
+                    "values from there on: no run from the start is this one",
+                    valid="a trial that was not forked (population based training forks)",
+                    fix=f"sweeper reproduce {parent['lineage'] or parent['sweep'] + '/' + parent['trial']}",
+                    key="parents",
+                )
+            )
+
+
+def _own(document: Mapping[str, Any]) -> list[str]:
+    """The override lines of the trial itself."""
+    return [str(line) for line in document["overrides"] if _key(str(line)).partition(".")[0] not in OF_THE_SWEEP]
+
+
+def _key(line: str) -> str:
+    """The key or group of an override line: `++a.b=1` is `a.b`, `hydra/launcher=ray` is `hydra`."""
+    key = line.lstrip("+~").partition("=")[0].partition("@")[0]
+    return "hydra" if key.startswith("hydra") else key
+
+
+def _searched_by_file(document: Mapping[str, Any]) -> bool:
+    """Whether an experiment's file has a space, which no line of the request can be left out for."""
+    return bool((document["config"].get("search") or {}).get("space"))
+
+
+def _placed(document: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """Overrides for the engine's placement that the attempt had and its overrides do not give."""
+    own = dict(diff.relative(document))
+    lines = []
+    for key, value in document["placement"].items():
+        composed = config_tree.get(config, key, _ABSENT)
+        if key.partition(".")[0] in OURS or "\\" in key or composed is _ABSENT or _names(value, own):
+            continue
+        if canonical(composed) != canonical(value):
+            lines.append(f"++{key}={text_of(value)}")
+    return lines
+
+
+def _names(value: Any, own: Mapping[str, str]) -> bool:
+    """Whether a value is a place or the name of the first run, of which the new one has its own."""
+    texts = value if isinstance(value, list) else [value]
+    return any(isinstance(t, str) and ("/" in t or t in own) for t in texts)
+
+
+# --- what its code makes of it ---
+
+
+def ask(code: Path, overrides: Sequence[str], *, build: bool) -> dict[str, Any]:
+    """What the code in a folder makes of these overrides (asked.py).
+
+    Raises:
+        RequestError: it makes nothing of them, or cannot be asked.
+    """
+    ended = subprocess.run(
+        [sys.executable, "-P", str(ASKED)],
+        input=json.dumps({"overrides": list(overrides), "build": build}),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=_environ(code),
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    lines = ended.stdout.strip().splitlines()
+    try:
+        answer: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+    except ValueError:
+        answer = {}
+    if ended.returncode or not answer:
+        said = (ended.stderr.strip().splitlines() or ["no word why"])[-1]
+        raise RequestError(Problem(f"the recorded code cannot be asked what it would run: {said}", fix="--here"))
+    if answer.get("problems"):
+        raise RequestError([Problem(**p) for p in answer["problems"]])
+    if not Path(answer["package"]).is_relative_to(code):
+        what = f"the code of {code} is not what would run: {answer['package']} comes before it"
+        raise RequestError(Problem(what, fix="unset PYTHONPATH", key="code"))
+    return answer
+
+
+def _environ(code: Path) -> dict[str, str]:
+    """This environment with that code first on the path, before what is installed."""
+    others = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(code), *([others] if others else [])])}
+
+
+def _same_identity(found: Found, answer: Mapping[str, Any], repointed: set[str]) -> None:
+    """The composed trial is the recorded one, but for where inputs of the same content lie."""
+    if answer["trials"] != 1:
+        raise RequestError(Problem(f"the overrides of {found.name} give {answer['trials']} trials", key="overrides"))
+    if answer["fingerprint"] == found.document["fingerprint"]:
+        return
+    changes = [c for c in diff.leaves(found.document["identity"], answer["identity"]) if not _below(c.what, repointed)]
+    if not changes:
+        return
+    lines = [f"{c.what}: {diff.short(c.a)} -> {diff.short(c.b)}" for c in changes[:SHOWN]]
+    more = f"\n           and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
+    between = "\n           "
+    raise RequestError(
+        Problem(
+            f"what composes now is not {found.name}: its fingerprint is {answer['fingerprint'][:12]}, not "
+            f"{found.document['fingerprint'][:12]} (recorded -> now):{between}{between.join(lines)}{more}",
+            valid="the code, the installed packages and the machine that it was run with",
+            key=changes[0].what,
+        )
+    )
+
+
+def _below(key: str, keys: set[str]) -> bool:
+    return key in keys or any(key.startswith(f"{k}.") for k in keys)
+
+
+# --- the environment ---
+
+
+def _environment(found: Found, python: str, root: Path) -> dict[str, Any]:
+    engine = found.document["config"].get("engine") or {}
+    return environment.capture(python, str(engine.get("name")), root, engine.get("env"))
+
+
+def decisive(what: str) -> bool:
+    """Whether a difference of the environment (`diff.environment`) leaves no hope for the same bits: another engine,
+    Python or torch. Other packages and another processor may still compute the same; they are said."""
+    return what.startswith("engine ") or what in ("python", "package torch", "gpus", "cuda")
+
+
+def _otherwise(change: diff.Change) -> Problem:
+    name = change.what.removeprefix("package ")
+    pin = f"pip install {name}=={change.a}   or  " if change.what.startswith("package ") and change.a else ""
+    was, now = diff.short(change.a), diff.short(change.b)
+    return Problem(
+        f"{change.what} was {was} and is {now}: two such runs are not the same bit for bit",
+        valid="the recorded environment",
+        fix=f"{pin}--allow-env, or --tier statistical",
+        key=f"environment.{change.what.replace(' ', '.')}",
+    )
+
+
+# --- the data ---
+
+
+def _brought(found: Found, code: tree.Tree) -> dict[str, Path]:
+    """Where each input of the user's lies now, by its recorded path.
+
+    Raises:
+        RequestError: one of them is nowhere to be had with the recorded content.
+    """
+    places: dict[str, Path] = {}
+    problems: list[Problem] = []
+    for given in found.document["inputs"]:
+        path = str(given["path"])
+        if given["built"] or not given["sha256"] or not path.startswith("/") or path in places:
+            continue
+        place, tried = _place(found, given, code)
+        if place is None:
+            problems.append(_altered(given, tried))
+        else:
+            places[path] = place
+    if problems:
+        raise RequestError(problems)
+    return places
+
+
+def _place(found: Found, given: Mapping[str, Any], code: tree.Tree) -> tuple[Path | None, str]:
+    """Where the recorded content is: where it was, in the recorded code, in DVC's cache or remote. Else what is."""
+    path = Path(given["path"])
+    digest = content(path)
+    if digest == given["sha256"]:
+        return path, ""
+    root = Path(found.document["code"]["root"])
+    inside = path.relative_to(root) if path.is_relative_to(root) else None
+    if inside is not None and content(code.code / inside) == given["sha256"]:
+        return code.code / inside, ""
+    tried = f"{path} has sha256 {digest}" if digest else f"{path} is not there"
+    if given["dvc"] is None:
+        return None, tried
+    target = code.code / inside if inside is not None else code.data / str(given["sha256"])[:16] / path.name
+    why = _from_dvc(given, root, str(found.document["code"]["commit"] or ""), target)
+    if content(target) == given["sha256"]:
+        return target, ""
+    return None, f"{tried}; {why}"
+
+
+def content(path: Path) -> str | None:
+    """The sha256 of a file or the digest of a folder, read anew; None where there is nothing."""
+    if path.is_dir():
+        return hashes.Hashes().tree(path, fresh=True).digest
+    return hashes.sha256(path) if path.is_file() else None
+
+
+def _from_dvc(given: Mapping[str, Any], root: Path, commit: str, target: Path) -> str:
+    """Put what DVC has of an input at the target; why it could not be."""
+    md5 = str(given["dvc"]["md5"])
+    repository = next((p for p in Path(given["dvc"]["path"]).parents if (p / ".dvc").is_dir()), root)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    cached = repository / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
+    if cached.is_file():
+        shutil.copyfile(cached, target)
+        return "its content in DVC's cache is another one"
+    if not repository.is_dir():
+        return f"the repository whose DVC has it, {repository}, is not there"
+    path = Path(given["path"])
+    inside = path.relative_to(repository) if path.is_relative_to(repository) else path
+    rev = ["--rev", commit] if commit else []
+    ended = subprocess.run(
+        [sys.executable, "-m", "dvc", "get", "--force", "-q", str(repository), str(inside), "-o", str(target), *rev],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    said = [line for line in ended.stderr.splitlines() if line.strip()]
+    return f"DVC could not get it ({said[0] if said else 'no word why'})" if ended.returncode else "DVC has another one"
+
+
+def _altered(given: Mapping[str, Any], tried: str) -> Problem:
+    pull = f"dvc pull {given['dvc']['path']}   or " if given["dvc"] else ""
+    return Problem(
+        f"the {given['role']} input {given['path']} is not what was recorded: {tried}",
+        valid=f"sha256 {given['sha256']}, {given['bytes']} bytes",
+        fix=f"{pull}put the recorded file back at {given['path']}",
+        key=f"inputs.{given['role']}",
+    )
+
+
+def _repointed(
+    document: Mapping[str, Any], config: Mapping[str, Any], places: Mapping[str, Path], *, ours: bool
+) -> dict[str, Any]:
+    """Config keys that must name another place than they compose to, for an input to be found: key -> value."""
+    changed: dict[str, Any] = {}
+    for key, value in config_tree.values(document["config"]):
+        wanted = _replaced(value, places) if (key.partition(".")[0] in OURS) is ours else None
+        if wanted is None:
+            continue
+        composed = config_tree.get(config, key, _ABSENT)
+        # A relative path means the same only from the same folder.
+        if _absolute(composed) != wanted:
+            changed[key] = wanted
+    return changed
+
+
+def _replaced(value: Any, places: Mapping[str, Path]) -> Any:
+    """The value with the inputs' present places; None where it names none of them."""
+    if isinstance(value, list):
+        items = [_replaced(v, places) for v in value]
+        return [i if i is not None else v for i, v in zip(items, value, strict=True)] if any(items) else None
+    if not isinstance(value, str):
+        return None
+    file, colon, function = value.partition(":")  # a reward is FILE:FUNCTION
+    for path, place in places.items():
+        if file and (file == path or (not file.startswith("/") and path.endswith("/" + file.removeprefix("./")))):
+            return f"{place}{colon}{function}"
+    return None
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_absolute(v) for v in value]
+    if not isinstance(value, str):
+        return value
+    file, colon, function = value.partition(":")
+    return f"{Path(file).absolute()}{colon}{function}"
+
+
+def _same_inputs(found: Found, now: Sequence[Mapping[str, Any]]) -> None:
+    """What the run would be given has the recorded content."""
+    problems = []
+    recorded = diff.by_role(found.document["inputs"])
+    present = diff.by_role(now)
+    for role, given in recorded.items():
+        other = present.get(role)
+        if given["sha256"] is None or (other is not None and other["sha256"] == given["sha256"]):
+            continue
+        if given["built"]:
+            where = f"{other['path']} has sha256 {other['sha256']}" if other else "it is not there"
+            folder = Path(other["path"]) if other else None
+            folder = folder.parent if folder is not None and folder.is_file() else folder
+            what = f"the {role} input that is built here is not what was recorded: {where}"
+            fix = f"rm -r {folder}   (it is built again; if it differs then too, so do the packages that build it)"
+            problems.append(
+                Problem(what, valid=f"sha256 {given['sha256']}", fix=fix if folder else "", key=f"inputs.{role}")
+            )
+        else:
+            said = f"{other['path']} has sha256 {other['sha256']}" if other else "nothing takes its place"
+            problems.append(_altered(given, said))
+    if problems:
+        raise RequestError(problems)

@@ -1,0 +1,255 @@
+"""Whether a run is what its record claims: judged at a declared tier, with a report that names what differs first.
+
+Guarantees: nothing is called a pass that was not compared: what cannot be judged says so, with exit code 2. Judging is
+a pure function of two runs (`judge_exact`, `judge_statistical`), whoever made them.
+
+Tiers:
+    config       what the record composes to has its fingerprint and its inputs have their hashes; nothing is run
+    exact        run again; every metric of every step that does not measure the machine is the same to the last bit
+    statistical  run again under other seeds; the recorded final score is one that such a run has
+
+The statistical tier asks whether one more run would score so: the recorded score x passes where it lies in the
+prediction interval of the n new scores, mean ± t(n-1, 0.975) s sqrt(1 + 1/n) (Hahn and Meeker 1991, Statistical
+Intervals, chapter 4: one future observation of a normal population). The confidence interval of the mean
+(sweeper/search/stats.py) is reported beside it; it narrows with n, and a sound single run falls out of it more often
+than not, so it cannot be what one run is judged by. A score that was chosen as the best of a search is a lucky one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sweeper import engines
+from sweeper.errors import Problem, RequestError
+from sweeper.lineage import curves, diff
+from sweeper.lineage.find import Found
+from sweeper.search import stats
+from sweeper.trial.records import write_json
+
+TIERS = ("config", "exact", "statistical")
+SEEDS = 5
+"""New runs of the statistical tier, unless something else is asked for."""
+APART = 5000
+"""The new seeds begin so far from the recorded one: beyond those that a search chooses and evaluates by."""
+REPORT = "verify.json"
+SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A verdict and what it rests on."""
+
+    tier: str
+    run: str
+    """`SWEEP/TRIAL/ATTEMPT` that was judged."""
+    verdict: str
+    """`pass`, `fail` or `unjudged`."""
+    why: str
+    """One line."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What was compared; for JSON."""
+    lines: tuple[str, ...] = ()
+    """More for people."""
+
+    @property
+    def code(self) -> int:
+        """The command's exit code."""
+        return {"pass": 0, "fail": 1}.get(self.verdict, 2)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"verdict": self.verdict, "tier": self.tier, "run": self.run, "why": self.why, **self.facts}
+
+    def text(self) -> str:
+        """For people."""
+        return "\n".join([f"{self.verdict.upper()}  {self.run} at tier {self.tier}: {self.why}", *self.lines])
+
+    def save(self, folder: Path) -> Path:
+        """Write `verify.json` into a folder.
+
+        Raises:
+            RecordsError: it cannot be written.
+        """
+        path = folder / REPORT
+        write_json(path, self.as_dict())
+        return path
+
+
+def default_tier(found: Found) -> str:
+    """`exact` where the record says that the run was deterministic, else `statistical`."""
+    document = found.document
+    asked = document["config"].get("deterministic", "auto")
+    return (
+        "exact" if asked is True or (asked in ("auto", None) and not document["environment"]["gpus"]) else "statistical"
+    )
+
+
+def judge_config(found: Found, notes: Sequence[str]) -> Report:
+    """After the record was composed, its inputs found and all of it compared (reproduce.planned): it is the same."""
+    inputs = [i for i in found.document["inputs"] if i["sha256"]]
+    why = f"the same fingerprint {found.document['fingerprint'][:12]} and {len(inputs)} inputs of the same content"
+    facts = {"fingerprint": found.document["fingerprint"], "inputs": len(inputs), "notes": list(notes)}
+    return Report("config", found.name, "pass", why, facts, tuple(notes))
+
+
+def judge_exact(found: Found, again: Found) -> Report:
+    """Every metric of every recorded step, but for those that measure the machine, bit for bit.
+
+    Steps that the new run has beyond the recorded ones are not judged: a run that was ended early is reproduced whole.
+    A recorded step that the new run has not is a difference.
+    """
+    engine = engines.get(str(found.document["environment"]["engine"]["name"]))
+    recorded, new = (curves.read(run.metrics, engine, run.document["config"]) for run in (found, again))
+    of = {"against": again.name, "lineage": str(again.path)}
+    for run, curve in ((found, recorded), (again, new)):
+        if not curve:
+            why = f"{run.name} has no metrics: {run.metrics[-1]} is missing or empty"
+            return Report("exact", found.name, "unjudged", why, of)
+    if not recorded.keys() & new.keys():
+        return Report("exact", found.name, "unjudged", f"{again.name} has none of its steps", of)
+    compared = curves.compare(recorded, new, engine.of_machine)
+    facts = {
+        **of,
+        "steps": compared.steps,
+        "values": compared.values,
+        "first": compared.first.as_dict() if compared.first else None,
+        "differences": [p.as_dict() for p in compared.partings[:1000]],
+        "missing_steps": list(compared.only_a),
+        "further_steps": list(compared.only_b),
+    }
+    missing = compared.only_a
+    if compared.first is not None and not (missing and missing[0] < compared.first.step):
+        more = len(compared.partings) - 1
+        why = f"they part at {compared.first} (recorded and again); {more} more values differ"
+        return Report("exact", found.name, "fail", why, facts, tuple(f"  {p}" for p in compared.partings[1:SHOWN]))
+    if missing:
+        why = f"{again.name} has no step {curves.span(missing)} that was recorded"
+        return Report("exact", found.name, "fail", why, facts)
+    beyond = f"; it goes on to step {compared.only_b[-1]}, which is not judged" if compared.only_b else ""
+    why = f"all {compared.values} values of {compared.steps} steps are the same to the last bit{beyond}"
+    return Report("exact", found.name, "pass", why, facts)
+
+
+def judge_statistical(found: Found, again: Sequence[Found]) -> Report:
+    """The recorded final score in the prediction interval of the new ones."""
+    recorded = number((found.document["result"] or {}).get("score"))
+    scores = {run.name: number((run.document["result"] or {}).get("score")) for run in again}
+    values = [s for s in scores.values() if s is not None and math.isfinite(s)]
+    facts: dict[str, Any] = {"score": recorded, "scores": scores}
+    if recorded is None:
+        return Report("statistical", found.name, "unjudged", "the record has no final score", facts)
+    if len(values) < 2:
+        why = f"{len(values)} of {len(scores)} new runs have a score, and an interval needs two"
+        return Report("statistical", found.name, "unjudged", why, facts)
+    low, high = prediction(values)
+    mean = stats.summarise(values)
+    facts |= {
+        "interval": [low, high],
+        "mean": mean.mean if mean else None,
+        "mean_interval": [mean.low, mean.high] if mean else None,
+        "confidence": stats.CONFIDENCE,
+    }
+    inside = low <= recorded <= high
+    why = (
+        f"the recorded score {recorded:.6g} is {'inside' if inside else 'outside'} {low:.6g} to {high:.6g}, where one "
+        f"more run is expected after {len(values)} with other seeds"
+    )
+    lines = [f"  {name}: {'-' if score is None else f'{score:.6g}'}" for name, score in scores.items()]
+    return Report("statistical", found.name, "pass" if inside else "fail", why, facts, tuple(lines))
+
+
+def prediction(scores: Sequence[float]) -> tuple[float, float]:
+    """The ends of the interval that holds one more score of the same population with `stats.CONFIDENCE`; two scores or
+    more. The formula and its source are in the module's docstring."""
+    mean = math.fsum(scores) / len(scores)
+    variance = math.fsum((s - mean) ** 2 for s in scores) / (len(scores) - 1)
+    if min(scores) == max(scores):
+        return scores[0], scores[0]
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + stats.CONFIDENCE) / 2, len(scores) - 1)) * math.sqrt(variance * (1 + 1 / len(scores)))
+    return mean - half, mean + half
+
+
+def number(value: Any) -> float | None:
+    """A score of a record, where NaN and the infinities are strings."""
+    return None if value is None else float(value)
+
+
+def other_seeds(found: Found, count: int) -> list[int]:
+    """Seeds that neither the run nor a search around it used."""
+    own = found.document["run"]["seed"]
+    first = int(own if own is not None else found.document["config"].get("seed") or 0) + APART
+    return list(range(first, first + count))
+
+
+def claim(
+    found: Found,
+    tier: str,
+    *,
+    store: Path,
+    name: str | None = None,
+    seeds: int = SEEDS,
+    here: bool = False,
+    allow_env: bool = False,
+    quiet: bool = False,
+) -> tuple[Report, Path | None]:
+    """Judge a run at that tier, running what it takes; the verdict and the folder of what was run.
+
+    Raises:
+        RequestError: it cannot be reproduced (reproduce.planned).
+    """
+    from sweeper.lineage import reproduce
+
+    others = other_seeds(found, seeds) if tier == "statistical" else ()
+    strict = tier == "exact" and not allow_env
+    with reproduce.planned(found, here=here, seeds=others, strict=strict) as plan:
+        notes = [*plan.notes, *(f"{c.what}: {diff.short(c.a)} -> {diff.short(c.b)}" for c in plan.environment)]
+        if tier == "config":
+            return judge_config(found, notes), None
+        code, again = reproduce.run(plan, name=name, store=store, quiet=quiet)
+    if tier == "exact" and again:
+        report = judge_exact(found, again[0])
+    elif tier == "statistical" and again:
+        report = judge_statistical(found, again)
+    else:
+        report = Report(tier, found.name, "unjudged", f"the new run ended with code {code} and left no record")
+    if code and report.verdict == "fail" and tier == "exact" and not report.facts.get("first"):
+        report = replace(report, verdict="unjudged", why=f"the new run did not end well (code {code}); {report.why}")
+    report = replace(report, facts={**report.facts, "notes": notes}, lines=(*report.lines, *notes))
+    folder = again[0].path.parents[3] if again else None
+    if folder is not None:
+        report.save(folder)
+    return report, folder
+
+
+def against(a: Found, b: Found, tier: str) -> Report:
+    """Judge one run by another that is there already.
+
+    Raises:
+        RequestError: the tier needs more runs than one.
+    """
+    if tier == "statistical":
+        what = "--against gives one run, and tier statistical judges by several"
+        raise RequestError(Problem(what, valid="config, exact", fix="--tier exact", key="--tier"))
+    return same_config(a, b) if tier == "config" else judge_exact(a, b)
+
+
+def same_config(a: Found, b: Found) -> Report:
+    """The config tier of two runs that are there: their fingerprints, and their inputs by content."""
+    changes = [*diff.leaves(a.document["identity"], b.document["identity"])]
+    data = [*diff.changed_inputs(a.document["inputs"], b.document["inputs"])]
+    facts = {
+        "against": b.name,
+        "fingerprints": [a.document["fingerprint"], b.document["fingerprint"]],
+        "differences": [c.as_dict() for c in (*changes, *data)],
+    }
+    if a.document["fingerprint"] == b.document["fingerprint"] and not data:
+        return Report("config", a.name, "pass", f"the same fingerprint and inputs as {b.name}", facts)
+    first = [*changes, *data][:SHOWN]
+    lines = tuple(f"  {c.what}: {diff.short(c.a)} -> {diff.short(c.b)}" for c in first)
+    return Report("config", a.name, "fail", f"{first[0].what if first else 'the fingerprint'} differs", facts, lines)
