@@ -7,6 +7,7 @@ seed share a colour, with their mean drawn through them; nothing but the records
 from __future__ import annotations
 
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -41,24 +42,29 @@ def curves(folder: SweepFolder, out: Path) -> Path:
     trials = {t: (v, c) for t, (v, c) in load(folder).items() if c.step is not None}
     if not trials:
         raise RequestError(Problem(f"no trial of {folder.name} has a step yet", fix=f"sweeper status {folder.name}"))
+    draw(trials, folder.name, out)
+    return out
+
+
+def draw(trials: Mapping[str, tuple[Mapping[str, Any], Curve]], name: str, out: Path | BytesIO) -> None:
+    """Draw what varies and the curve of each trial; `name`: what a trial is called of which nothing varies."""
     from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
     groups: dict[str, list[Curve]] = {}
     for varied, curve in trials.values():
-        name = " ".join(f"{k}={v}" for k, v in varied.items() if k != "seed") or folder.name
-        groups.setdefault(name, []).append(curve)
+        called = " ".join(f"{k}={v}" for k, v in varied.items() if k != "seed") or name
+        groups.setdefault(called, []).append(curve)
     figure = Figure(figsize=(10, 4), layout="constrained")
     score, reward = figure.subplots(1, 2)
-    for index, (name, members) in enumerate(groups.items()):
-        _lines(score, [c.scores for c in members], f"C{index % 10}", name)
-        _lines(reward, [c.rewards for c in members], f"C{index % 10}", name)
+    for index, (called, members) in enumerate(groups.items()):
+        _lines(score, [c.scores for c in members], f"C{index % 10}", called)
+        _lines(reward, [c.rewards for c in members], f"C{index % 10}", called)
     for axes, title in ((score, "validation score"), (reward, "training reward")):
         axes.set_title(title)
         axes.set_xlabel("training step")
         axes.grid(alpha=0.3)
     score.legend(fontsize="small")
     figure.savefig(out, dpi=120)
-    return out
 
 
 def _lines(axes: Any, members: list[dict[int, float]], colour: str, name: str) -> None:

@@ -836,9 +836,10 @@ def validation(c: Context) -> Iterator[Problem]:
             key="trainer.test_freq",
             source="verl/trainer/ppo/v1/trainer_base.py:491",
         )
-    if c.trainer["val_only"]:
+    if c.trainer["val_only"] and c.trainer["resume_mode"] != "resume_path":
         yield Problem(
             "trainer.val_only=true: verl validates once and ends without training",
+            valid="trainer.val_only=true with a checkpoint to evaluate: trainer.resume_mode=resume_path",
             fix="trainer.val_only=false",
             key="trainer.val_only",
             source="verl/trainer/ppo/v1/trainer_base.py:446",

@@ -1,0 +1,175 @@
+"""Stage `evaluate`: the best checkpoint on held-out data, under seeds that nothing was chosen by.
+
+Guarantees: nothing is trained: each trial starts from the checkpoint, validates once and ends; the data is the
+environment's test set, or a file that the user names, and never the set that the sweep's scores are from; the seeds are
+none of the sweep's; the figures come with their interval. The trials are ordinary ones, with records like any other,
+and go on where they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sweeper import environments
+from sweeper.config.hydra_app import initialized
+from sweeper.errors import Problem, RequestError, SweeperError
+from sweeper.pipeline import compose, params, places, prepare, select, sweep
+from sweeper.search.stats import summarise
+from sweeper.trial.ledger import Ledger
+
+DROPPED = ("seed", "name", "store", "output", "plan", "search", "scheduler", "tracking", "data.val_files", "stop")
+"""Keys of the trial's request that an evaluation has its own of, with all that is below them."""
+
+
+def run() -> int:
+    """Evaluate and write metrics.json; returns the exit code.
+
+    Raises:
+        SweeperError: The checkpoint is not here or was altered, there is no held-out data, a trial failed.
+    """
+    asked = params.read()
+    best = places.read(places.BEST / select.ABOUT)
+    about, rows = sweep.load(places.SWEEP)
+    checkpoint = (places.BEST / select.CHECKPOINT / best["checkpoint"]).absolute()
+    whole(checkpoint, places.BEST / select.MANIFEST)
+    prepare.restore()
+    seeds = fresh(asked["evaluate"], used(rows, about))
+    test = held_out(asked["evaluate"]["data"], best["overrides"])
+    lines = [
+        *(line for line in best["overrides"] if not _dropped(line)),
+        *(line for line in params.overrides(asked) if line.partition("=")[0] in ("tracking", "project")),
+        "search=none",
+        f"seed={','.join(map(str, seeds))}",
+        f"data.val_files='{test}'",
+        "trainer.val_only=true",
+        "trainer.val_before_train=true",
+        "trainer.resume_mode=resume_path",
+        f"trainer.resume_from_path='{checkpoint}'",
+    ]
+    taken = [best["digest"], best["overrides"], seeds, places.sha256(test), str(checkpoint)]
+    name = f"evaluate-{places.digest(taken)[: sweep.DIGITS]}"
+    if code := sweep.execute(list(dict.fromkeys(lines)), name):
+        return code
+    scores = {s.seed: s.final_score for s in Ledger.read(places.store() / name / "ledger.db").values()}
+    places.write(places.METRICS, metrics(best, rows, [s for s in scores.values() if s is not None]))
+    return 0
+
+
+def metrics(best: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> dict[str, Any]:
+    """metrics.json: `test`, the honest figure; `validation`, which the best was chosen by; `sweep`, what it took.
+
+    Raises:
+        SweeperError: There is no score.
+    """
+    mean = summarise(scores)
+    if mean is None:
+        raise SweeperError("the evaluation has no score\n  try:   sweeper status")
+    test = {"score": mean.mean, "low": mean.low, "high": mean.high, "seeds": mean.n}
+    return {
+        "test": {key: value for key, value in test.items() if value is not None},
+        "validation": {"score": best["score"], "step": best["step"]},
+        "sweep": {
+            "trials": len(rows),
+            "finished": sum(row["state"] == "finished" for row in rows),
+            "steps": sum(row["step"] or 0 for row in rows),
+        },
+    }
+
+
+def whole(checkpoint: Path, listed: Path) -> None:
+    """Compare the checkpoint with its manifest.
+
+    Raises:
+        RequestError: It is not here, or not what was written.
+    """
+    if not checkpoint.is_dir():
+        raise places.missing(checkpoint)
+    if not listed.is_file():
+        return  # a trainer that writes none
+    there = {rel: (size, sha) for rel, size, sha in places.files(checkpoint)}
+    for rel, size, sha in places.read(listed)["files"]:
+        if there.get(rel) != (size, sha):
+            raise RequestError(
+                Problem(
+                    f"{checkpoint / rel} is {'missing' if rel not in there else 'not what was written'}",
+                    fix=f"rm -r {places.BEST} && dvc checkout {places.BEST}   (or dvc pull)",
+                )
+            )
+
+
+def used(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> set[int]:
+    """Every seed that the sweep trained or chose by."""
+    typed = [o.partition("=")[2] for row in rows for o in row["overrides"] if o.startswith("seed=")]
+    seeds = {*about["seeds"], *(row["seed"] for row in rows), *(int(t) for t in typed if t.isdigit())}
+    return {int(seed) for seed in seeds if seed is not None}
+
+
+def fresh(asked: Mapping[str, Any], taken: set[int]) -> list[int]:
+    """The seeds of the evaluation.
+
+    Raises:
+        RequestError: They are no numbers, or the sweep has used one of them.
+    """
+    first, count = asked["seed"], asked["seeds"]
+    for key, value in (("seed", first), ("seeds", count)):
+        if type(value) is not int or value < 1:
+            raise RequestError(
+                Problem(f"evaluate.{key}={value}", valid="a whole number, 1 or more", key=f"evaluate.{key}")
+            )
+    seeds = list(range(first, first + count))
+    if both := sorted(taken & set(seeds)):
+        raise RequestError(
+            Problem(
+                f"the sweep was run under seed {both[0]}, which the best trial may have been chosen by",
+                valid="seeds that the sweep has not used",
+                fix=f"-S evaluate.seed={max(taken) + 1000}",
+                key="evaluate.seed",
+            )
+        )
+    return seeds
+
+
+def held_out(asked: str, overrides: Sequence[str]) -> Path:
+    """The file that the checkpoint is evaluated on, absolute.
+
+    Raises:
+        RequestError: There is none, or it is what the sweep was validated on.
+    """
+    with initialized():
+        config = compose.checked([line for line in overrides if line.partition("=")[0] != "name"]).trials[0].config
+    if asked == "test":
+        path = environments.resolve(config).test
+    else:
+        path = Path(asked)
+        if not path.is_relative_to(places.OWN):
+            raise RequestError(
+                Problem(
+                    f"evaluate.data={asked} is outside {places.OWN}/, where a change of it would go unnoticed",
+                    valid=f"test, or a file below {places.OWN}/",
+                    key="evaluate.data",
+                )
+            )
+        path = path.absolute()
+    seen = config["data"]["val_files"]
+    if path is None or str(path) in (seen if isinstance(seen, list) else [seen]):
+        raise RequestError(
+            Problem(
+                f"the environment {config['environment']['name']} has no test set beside the set that the sweep's "
+                "scores are from"
+                if path is None
+                else f"evaluate.data={asked} is the set that the sweep's scores are from",
+                valid=f"a file below {places.OWN}/ that nothing was chosen by",
+                fix=f"-S evaluate.data={places.OWN}/test.parquet",
+                key="evaluate.data",
+            )
+        )
+    if not path.is_file():
+        raise places.missing(path)
+    return path
+
+
+def _dropped(line: str) -> bool:
+    key = line.lstrip("+~").partition("=")[0]
+    return any(key == drop or key.startswith(f"{drop}.") for drop in DROPPED)
