@@ -20,6 +20,7 @@ from sweeper import clusters, engines, prepare, tracking
 from sweeper.clusters.base import Cluster
 from sweeper.engines.base import Engine
 from sweeper.errors import Problem, RequestError, SweeperError
+from sweeper.lineage.record import Recorder
 from sweeper.plan.arms import ArmPlan
 from sweeper.plan.plan import Plan
 from sweeper.report import events, table
@@ -30,6 +31,7 @@ from sweeper.search.base import Refuse
 from sweeper.search.controller import Controller, Settings, Size, planned
 from sweeper.search.outcome import Outcome
 from sweeper.tracking.base import Tracker
+from sweeper.tracking.store import sqlite_file
 from sweeper.trial.identity import fingerprint, is_placement, placement_of
 from sweeper.trial.index import Index
 from sweeper.trial.ledger import DONE, Ledger
@@ -50,6 +52,7 @@ def execute(plan: Plan, *, resume: bool = False) -> int:
     store = Path(str(settings["store"])).absolute()
     display = events.choose(str(settings["output"]))
     _free(store, plan, resume)
+    recorder = _recorder(plan, engine, store, display)
     folder = SweepFolder.existing(store, str(settings["name"])) if resume else None
     ledger = _ledger(folder) if folder else None
     try:
@@ -58,7 +61,7 @@ def execute(plan: Plan, *, resume: bool = False) -> int:
         _prepare(_known(plan), display)
         folder = folder or _new_folder(store, plan)
         ledger = ledger or _ledger(folder)
-        return _run(plan, engine, cluster, folder, ledger, display, resume=resume)
+        return _run(plan, engine, cluster, folder, ledger, display, recorder, resume=resume)
     finally:
         display.close()
         if ledger is not None:
@@ -72,6 +75,7 @@ def _run(
     folder: SweepFolder,
     ledger: Ledger,
     display: events.Display,
+    recorder: Recorder,
     *,
     resume: bool,
 ) -> int:
@@ -112,7 +116,8 @@ def _run(
         facts=lambda o: _facts(o, folder, labels),
         fingerprint=lambda t: fingerprint(dict(t.config)),
         settings=_settings(plan),
-        index=index,
+        index=None if recorder.reproduces else index,  # a run that is repeated is run
+        recorder=recorder,
     )
     for message in index.problems:
         display.event("warning", message=message)
@@ -144,6 +149,19 @@ def _run(
     if str(plan.settings["output"]) != "json":
         _closing(outcomes, folder, tracker, state, sent, asked)
     return 0 if state == "finished" else 1
+
+
+def _recorder(plan: Plan, engine: Engine, store: Path, display: events.Display) -> Recorder:
+    """Who writes the lineage of the sweep's attempts. Refuses what must not be started, before anything is built."""
+    lineage = plan.settings["lineage"]
+    tracked = sqlite_file(str((plan.settings["tracking"] or {}).get("uri") or ""))
+    return Recorder(
+        engine,
+        warn=lambda message: display.event("warning", message=message),
+        strict=bool(lineage["strict"]),
+        reproduces=Path(str(lineage["reproduces"])).expanduser() if lineage["reproduces"] else None,
+        exclude=[store, *([tracked.absolute()] if tracked else [])],
+    )
 
 
 def _ledger(folder: SweepFolder) -> Ledger:

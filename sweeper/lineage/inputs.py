@@ -99,6 +99,7 @@ def _named(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
         ("model", "actor_rollout_ref.model.path"),
         ("model", "actor_rollout_ref.model.tokenizer_path"),
         ("model", "actor_rollout_ref.model.lora_adapter_path"),
+        ("model", "trainer.resume_from_path"),
     ):
         yield role, key, at(key)
     if at("binding.critic") or at("critic.enable"):

@@ -23,6 +23,8 @@ from typing import Any
 from sweeper.clusters.base import Attempt, Cluster, Exit
 from sweeper.engines.base import AttemptPaths, Engine, Failure, Gang, Job, Progress, Saved
 from sweeper.errors import SweeperError
+from sweeper.lineage import document
+from sweeper.lineage.record import Donor, Recorder
 from sweeper.report.events import Display
 from sweeper.search.admission import Admission, Held, Waiting
 from sweeper.search.arm import ArmSearch, Candidate, final_id
@@ -113,13 +115,15 @@ class Controller:
         fingerprint: Callable[[Trial], str],
         settings: Settings,
         index: Index | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
-        """`facts` gives the parameters and tags of a trial for the tracker; `index` knows what was run before."""
+        """`facts` gives the parameters and tags of a trial for the tracker; `index` knows what was run before;
+        `recorder` writes the lineage of attempts."""
         self.arms = {arm.arm: arm for arm in arms}
         self._size, self._fingerprint, self._facts = size, fingerprint, facts
         self._engine, self._cluster, self._folder = engine, cluster, folder
         self._ledger, self._tracker, self._display = ledger, tracker, display
-        self._settings, self._index = settings, index
+        self._settings, self._index, self._recorder = settings, index, recorder
         shape = cluster.shape
         self._capacity = (shape.gpus_per_node,) * shape.nodes
         self._admission = Admission(self._capacity)
@@ -285,10 +289,17 @@ class Controller:
                 kind=trial.kind,
             )
             before = found.get(fingerprint)
-            if before is not None and before.sweep != self._folder.name:
+            if before is not None and before.sweep != self._folder.name and self._stands_for(trial, before):
                 self._reuse(outcome, before)
             else:
                 self.waiting.append(trial.id)
+
+    def _stands_for(self, trial: Trial, before: Found) -> bool:
+        """Whether what the finished trial was computed from is what this one would be; says why where it is not."""
+        why = self._recorder.unlike(trial, before.folder) if self._recorder else ""
+        if why:
+            self._display.event("warning", message=f"{trial.id} is run and not taken from {before}: {why}")
+        return not why
 
     def _reuse(self, outcome: Outcome, before: Found) -> None:
         """A finished trial of this store stands for one that would compute the same."""
@@ -362,6 +373,8 @@ class Controller:
         job = self._engine.job(config, AttemptPaths(folder.path, self._folder.checkpoints(trial.id)))
         params, tags = self._facts(outcome)
         folder.write_spec(trial, job, tags)
+        if self._recorder:
+            self._recorder.started(trial, config, folder, self._folder.checkpoints(trial.id), outcome.donor)
         # Before the start: an attempt that the ledger does not know would be nobody's if we died in between.
         data = {"folder": str(folder.path), **({"changed": changed} if changed else {})}
         self._ledger.append("attempt_started", trial=trial.id, attempt=folder.number, data=data)
@@ -370,8 +383,10 @@ class Controller:
             ended = {"state": "waiting", "reason": "not-started"}
             self._ledger.append("attempt_ended", trial=trial.id, attempt=folder.number, data=ended)
             folder.write_status("stopped", reason="not-started", detail="another sweep took the ranks first")
+            self.record_end(outcome, folder, state="stopped", reason="not-started")
             return False
         self.waiting.remove(trial.id)
+        outcome.donor = None  # its next attempt goes on from its own checkpoint
         self.follow(outcome, job, attempt, folder, nodes, time.time())
         if self._signals:
             attempt.stop()  # the signal came while it was started
@@ -441,8 +456,22 @@ class Controller:
             outcome.trial.label,
             params,
             {**tags, "attempt": str(folder.number)},
-            [folder.path / name for name in ("spec.json", *job.files) if (folder.path / name).exists()],
+            _there(folder, "spec.json", document.NAME, document.PATCH, *job.files),
         )
+
+    def record_end(
+        self,
+        outcome: Outcome,
+        folder: AttemptFolder,
+        *,
+        started: float | None = None,
+        ended: float | None = None,
+        **result: Any,
+    ) -> None:
+        """Complete the lineage record of an attempt."""
+        if self._recorder:
+            checkpoints = self._folder.checkpoints(outcome.trial.id)
+            self._recorder.ended(folder, checkpoints, result, started=started, ended=ended)
 
     def _follow(self) -> None:
         for r in list(self.running):
@@ -567,8 +596,10 @@ class Controller:
             summary = outcome.curve.summary(self._settings.mode)
             folder = AttemptFolder(outcome.folder, outcome.attempts, self._folder.name, None)
             folder.write_status("pruned", reason=stop.reason, stop=asdict(stop), **summary)
+            self.record_end(outcome, folder, state="pruned", reason=stop.reason, stop=asdict(stop), **_scores(summary))
             numbers = {k: v for k, v in summary.items() if v is not None}
-            self._tracker.trial_ended(outcome.trial.id, "pruned", numbers, [outcome.folder / "status.json"])
+            files = _there(folder, "status.json", document.NAME, document.PATCH)
+            self._tracker.trial_ended(outcome.trial.id, "pruned", numbers, files)
         self._say_ended(outcome, None, 0)
         self._settle(outcome)
 
@@ -613,10 +644,16 @@ class Controller:
         before = dict(candidate.params)
         arm.forked(candidate.id, fork.params)
         step = saved.step if saved else outcome.curve.step
-        data = {"donor": donor.trial.id if donor else None, "step": step, "params": dict(fork.params)}
+        data = {
+            "donor": donor.trial.id if donor else None,
+            "adopted": saved is not None,
+            "step": step,
+            "params": dict(fork.params),
+        }
         self._ledger.append("trial_forked", trial=outcome.trial.id, data=data)
         outcome.trial = self._size(candidate, outcome.trial.seed, outcome.trial.id, "search")
         outcome.forked, outcome.gang = True, None
+        outcome.donor = Donor(donor.trial.id, saved.step) if donor and saved else None
         changed = {k: v for k, v in fork.params.items() if before.get(k) != v}
         self._display.event(
             "trial_forked", trial=outcome.trial.id, donor=donor.trial.id if donor else None, step=step, changed=changed
@@ -689,11 +726,25 @@ class Controller:
                 **summary,
             },
         )
+        self.record_end(
+            outcome,
+            r.folder,
+            started=r.started,
+            ended=ended.ended or None,
+            state=said,
+            reason=ended.reason,
+            exit_code=ended.code,
+            elapsed_s=round(seconds, 3),
+            gpu_hours=hours,
+            stop=asdict(stop) if stop else None,
+            root_cause=list(outcome.root_cause),
+            **_scores(summary),
+        )
         self._tracker.trial_ended(
             outcome.trial.id,
             said,
             {k: v for k, v in summary.items() if v is not None},
-            [p for n in ("status.json", r.job.metrics, "log.txt") if (p := r.folder.path / n).exists()],
+            _there(r.folder, "status.json", document.NAME, document.PATCH, r.job.metrics, "log.txt"),
         )
         self._say_ended(outcome, ended, r.job.total_steps)
         if outcome.state == "waiting":
@@ -821,6 +872,15 @@ class Controller:
             except (SweeperError, OSError):
                 continue  # the records may be what failed; the first error is the one that is shown
         self.running.clear()
+
+
+def _there(folder: AttemptFolder, *names: str) -> list[Path]:
+    return [path for name in names if (path := folder.path / name).exists()]
+
+
+def _scores(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What the lineage record has of a curve's summary."""
+    return {"score": summary.get("final_score"), "best_score": summary.get("best_score"), "step": summary.get("step")}
 
 
 def _hours(attempt: Path) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from sweeper.engines.base import Gang
+from sweeper.lineage.record import Donor
 from sweeper.search.base import Stop
 from sweeper.search.history import Curve
 from sweeper.trial.spec import Trial
@@ -42,6 +43,8 @@ class Outcome:
     reused: str = ""
     """`sweep/trial` of a finished trial that stands for it."""
     forked: bool = False
+    donor: Donor | None = None
+    """Whose checkpoint its next attempt goes on from, where that is not its own."""
     gang: Gang | None = None
     """What its next attempt needs, once it was asked."""
     reliefs: int = 0

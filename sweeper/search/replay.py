@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.engines.base import Failure, Progress
+from sweeper.lineage.record import Donor
 from sweeper.search.base import Ask, Stop, Verdict
 from sweeper.search.controller import Controller
 from sweeper.search.outcome import Outcome
@@ -74,16 +75,20 @@ class _Replay:
                 case "progress":
                     self._progress(outcome, event.data)
                 case "trial_forked":
-                    outcome.forked = True
-                    arm = self._c.arms[outcome.trial.arm]
-                    arm.forked(outcome.trial.candidate, event.data.get("params") or {})
-                    self._carried(outcome, "fork")
+                    self._forked(outcome, event.data)
                 case "attempt_started":
-                    outcome.attempts = event.attempt or 0
+                    outcome.attempts, outcome.donor = event.attempt or 0, None
                     self._since[event.trial] = event.time
                     self._afresh(outcome)
                 case "attempt_ended" | "trial_retired":
                     self._attempt_ended(outcome, event)
+
+    def _forked(self, outcome: Outcome, data: Mapping[str, Any]) -> None:
+        outcome.forked = True
+        if data.get("adopted"):
+            outcome.donor = Donor(str(data["donor"]), int(data["step"]))
+        self._c.arms[outcome.trial.arm].forked(outcome.trial.candidate, data.get("params") or {})
+        self._carried(outcome, "fork")
 
     def _afresh(self, outcome: Outcome) -> None:
         """A trial that was paused goes on, or one that had failed is tried again."""
@@ -212,6 +217,7 @@ class _Replay:
         if self._c.reattach(outcome, attempt, self._since[state.id], recorded):
             return True
         attempt.write_status("stopped", reason="not-started")
+        self._c.record_end(outcome, attempt, state="stopped", reason="not-started")
         ended = {"state": "waiting", "reason": "not-started"}
         ledger.append("attempt_ended", trial=state.id, attempt=number, data=ended)
         return False

@@ -15,7 +15,8 @@ Kinds of event and what their data holds:
     sweep_extended   overrides, planned: from now on, instead of those that it was started with
     trial_planned    label, varied, fingerprint, arm, candidate, seed, params, kind, number, refused
     trial_reused     sweep, trial, folder, and the summary and scores of the finished trial that stands for this one
-    trial_forked     donor (a trial), step, params: the next attempt goes on from that checkpoint with these values
+    trial_forked     donor (a trial), step, params: the next attempt goes on from that checkpoint with these values;
+                     adopted: whether it got the donor's checkpoint (else it keeps its own)
     trial_retired    state, reason: it will not run again, although no attempt of it ended just now
     attempt_started  folder, changed (placement that differs from the plan's, in words)
     progress         step, score, reward: milestones only (validations, every so many steps); metrics.jsonl has all
