@@ -235,6 +235,15 @@ def _is_read(option: str, key: str) -> bool:
     return any(related(key, other) for other in _known(option)[2])
 
 
+_NAME = "trainer.experiment_name"
+_STANDS_FOR = "<experiment>"
+"""For that name, which is another in every trial, while what is derived from it is worked out once for all."""
+
+
+def _named(value: Any, name: str) -> Any:
+    return value.replace(_STANDS_FOR, name) if isinstance(value, str) else value
+
+
 @lru_cache(maxsize=64)
 def _derived(option: str, given: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     """verl's config where those keys have those values (as JSON), by key. Resolving takes a third of a second, and the
@@ -257,9 +266,11 @@ def overrides(trainer: Config) -> list[str]:
     below = tuple(f"{d}." for d in derived)
     values = list(tree.values(trainer))
     own = [(k, v) for k, v in values if k not in derived and not k.startswith(below)]
-    defaults = _derived(option, tuple((k, json.dumps(v)) for k, v in own if _is_read(option, k)))
+    given = ((k, _STANDS_FOR if k == _NAME else v) for k, v in own if _is_read(option, k))
+    defaults = _derived(option, tuple((k, json.dumps(v)) for k, v in given))
     differ = [(k, v) for k, v in own if k in known and known[k] != v]
-    differ += [(k, v) for k, v in values if k in derived and k in defaults and defaults[k] != v]
+    name = str(trainer["trainer"]["experiment_name"])
+    differ += [(k, v) for k, v in values if k in derived and k in defaults and _named(defaults[k], name) != v]
     added = [(k, v) for k, v in own if k not in known]
     return [f"{k}={_value(v)}" for k, v in sorted(differ)] + [f"+{k}={_value(v)}" for k, v in added]
 
