@@ -65,6 +65,9 @@ class FakeEngine:
             line["step"], {"score": score}, reward=score, score=score, step_s=0.1, signals=line.get("signals") or {}
         )
 
+    def of_machine(self, metric: str) -> bool:
+        return metric.startswith("time")
+
     def failure(self, log: str, reason: str, code: int | None, detail: str) -> Failure:
         lines = tuple(line for line in log.splitlines() if "Error" in line)
         kind = "node-lost" if reason == "lost" else "launch" if reason == "launch" else "bug"

@@ -1,0 +1,162 @@
+"""Judging a claim. The runs are fakes, written by hand; tests/real/test_verify.py has real ones."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from records_fake import CURVE, fake_input, fake_run
+
+from sweeper.cli.main import main
+from sweeper.errors import RequestError
+from sweeper.lineage import verify
+from sweeper.lineage.find import Found, load
+
+
+def run(tmp_path: Path, name: str, **changes: Any) -> Found:
+    return load(fake_run(tmp_path, name, **changes))
+
+
+def altered(step: int, metric: str, value: float) -> dict[int, dict[str, Any]]:
+    curve: dict[int, dict[str, Any]] = {s: dict(values) for s, values in CURVE.items()}
+    curve[step][metric] = value
+    return curve
+
+
+class TestExact:
+    def test_runs_that_are_the_same_but_for_their_speed_pass(self, tmp_path: Path) -> None:
+        again = run(tmp_path, "again/000", metrics=altered(2, "timing_s/step", 99.0))
+        report = verify.judge_exact(run(tmp_path, "s/000"), again)
+        assert (report.verdict, report.code) == ("pass", 0)
+        assert report.facts["steps"] == 3 and report.facts["values"] == 6
+
+    def test_one_bit_fails_with_its_step_its_name_and_both_values(self, tmp_path: Path) -> None:
+        other = math.nextafter(0.2, 1.0)
+        again = run(tmp_path, "again/000", metrics=altered(2, "actor/loss", other))
+        report = verify.judge_exact(run(tmp_path, "s/000"), again)
+        assert (report.verdict, report.code) == ("fail", 1)
+        assert report.facts["first"] == {"step": 2, "metric": "actor/loss", "a": 0.2, "b": other}
+        assert f"step 2, actor/loss: 0.2 and {other!r}" in report.text()
+
+    def test_a_metric_that_is_gone_fails(self, tmp_path: Path) -> None:
+        again = run(tmp_path, "again/000", metrics={**CURVE, 3: {"timing_s/step": 1.0}})
+        report = verify.judge_exact(run(tmp_path, "s/000"), again)
+        assert report.verdict == "fail" and "nothing" in report.why
+
+    def test_a_recorded_step_that_the_new_run_lacks_fails(self, tmp_path: Path) -> None:
+        again = run(tmp_path, "again/000", metrics={1: CURVE[1], 2: CURVE[2]})
+        report = verify.judge_exact(run(tmp_path, "s/000"), again)
+        assert report.verdict == "fail" and "no step 3" in report.why
+
+    def test_steps_beyond_the_record_are_named_and_not_judged(self, tmp_path: Path) -> None:
+        early = run(tmp_path, "s/000", metrics={1: CURVE[1]})
+        report = verify.judge_exact(early, run(tmp_path, "again/000"))
+        assert report.verdict == "pass" and "goes on to step 3" in report.why
+
+    @pytest.mark.parametrize("metrics", [{}, {7: {"actor/loss": 1.0}}])
+    def test_what_cannot_be_compared_is_no_pass(self, tmp_path: Path, metrics: dict[int, Any]) -> None:
+        report = verify.judge_exact(run(tmp_path, "s/000", metrics=metrics), run(tmp_path, "again/000"))
+        assert (report.verdict, report.code) == ("unjudged", 2)
+
+
+class TestStatistical:
+    def scored(self, tmp_path: Path, recorded: Any, *scores: Any) -> verify.Report:
+        again = [run(tmp_path, f"again/{i:03d}", result={"score": score}) for i, score in enumerate(scores)]
+        return verify.judge_statistical(run(tmp_path, "s/000", result={"score": recorded}), again)
+
+    def test_a_score_that_such_a_run_has_passes_and_another_fails(self, tmp_path: Path) -> None:
+        assert self.scored(tmp_path / "a", 0.52, 0.50, 0.55, 0.47, 0.53, 0.49).code == 0
+        report = self.scored(tmp_path / "b", 0.80, 0.50, 0.55, 0.47, 0.53, 0.49)
+        assert report.code == 1
+        low, high = report.facts["interval"]
+        assert high < 0.80 and low < report.facts["mean"] < high
+
+    def test_the_interval_is_the_one_of_the_textbook(self) -> None:
+        # Scores 1, 2, 3: mean 2, s 1, t(2, 0.975) = 4.302653; half = 4.302653 * sqrt(4 / 3).
+        low, high = verify.prediction([1.0, 2.0, 3.0])
+        assert (low, high) == pytest.approx((2 - 4.968276, 2 + 4.968276), abs=1e-5)
+
+    def test_a_sound_run_passes_as_often_as_promised(self) -> None:
+        import numpy as np
+
+        draws = np.random.default_rng(0).normal(0.5, 0.05, (1000, 6))
+        inside = 0
+        for *scores, one in draws.tolist():
+            low, high = verify.prediction(scores)
+            inside += low <= one <= high
+        assert 0.93 < inside / 1000 < 0.97
+
+    def test_no_spread_passes_only_the_same_score(self, tmp_path: Path) -> None:
+        assert self.scored(tmp_path / "a", 0.5, 0.5, 0.5).code == 0
+        assert self.scored(tmp_path / "b", 0.6, 0.5, 0.5).code == 1
+
+    @pytest.mark.parametrize("scores", [(0.5,), (0.5, None), (0.5, "NaN")])
+    def test_one_score_is_no_interval(self, tmp_path: Path, scores: tuple[Any, ...]) -> None:
+        assert self.scored(tmp_path, 0.5, *scores).code == 2
+
+    def test_a_record_without_a_score_cannot_be_judged(self, tmp_path: Path) -> None:
+        assert self.scored(tmp_path, None, 0.5, 0.6).code == 2
+
+    def test_a_recorded_nan_fails(self, tmp_path: Path) -> None:
+        assert self.scored(tmp_path, "NaN", 0.5, 0.6).code == 1
+
+    def test_the_new_seeds_are_none_that_a_search_uses(self, tmp_path: Path) -> None:
+        seeds = verify.other_seeds(run(tmp_path, "s/000", run={"seed": 3}), 3)
+        assert len(set(seeds)) == 3 and min(seeds) > 3 + 1000 + 100
+
+
+class TestConfig:
+    def test_the_same_identity_and_data_pass(self, tmp_path: Path) -> None:
+        assert verify.same_config(run(tmp_path, "s/000"), run(tmp_path, "t/000")).code == 0
+
+    def test_what_differs_is_named(self, tmp_path: Path) -> None:
+        a = run(tmp_path, "s/000")
+        other = run(tmp_path, "t/000", fingerprint="e" * 64, identity={"actor.lr": 0.01})
+        report = verify.same_config(a, other)
+        assert report.code == 1 and "actor.lr: 0.001 -> 0.01" in report.text()
+        data = run(tmp_path, "u/000", inputs=[fake_input("train", "/data/train.parquet", sha256="1" * 64)])
+        assert "train" in verify.same_config(a, data).why
+
+
+@pytest.mark.parametrize(
+    ("config", "gpus", "tier"),
+    [
+        ({}, [], "exact"),
+        ({"deterministic": "auto"}, ["H100"], "statistical"),
+        ({"deterministic": True}, ["H100"], "exact"),
+        ({"deterministic": False}, [], "statistical"),
+    ],
+)
+def test_the_tier_is_what_the_record_promises(
+    tmp_path: Path, config: dict[str, Any], gpus: list[str], tier: str
+) -> None:
+    assert verify.default_tier(run(tmp_path, "s/000", config=config, environment={"gpus": gpus})) == tier
+
+
+class TestTheCommand:
+    def test_against_a_run_that_is_there(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        fake_run(tmp_path, "s/000")
+        fake_run(tmp_path, "t/000", metrics=altered(3, "actor/loss", 7.0))
+        store = ["--store", str(tmp_path)]
+        assert main(["verify", "s/000", "--against", "s/000", *store]) == 0
+        assert capsys.readouterr().out.startswith("PASS  s/000/1 at tier exact")
+        assert main(["verify", "s/000", "--against", "t/000", "--json", *store]) == 1
+        report = json.loads(capsys.readouterr().out)
+        assert report["first"]["step"] == 3 and report["first"]["metric"] == "actor/loss"
+
+    def test_one_run_is_not_enough_for_the_statistical_tier(self, tmp_path: Path) -> None:
+        fake_run(tmp_path, "s/000")
+        assert main(["verify", "s/000", "--against", "s/000", "--tier", "statistical", "--store", str(tmp_path)]) == 2
+
+    def test_a_report_is_kept(self, tmp_path: Path) -> None:
+        report = verify.judge_exact(run(tmp_path, "s/000"), run(tmp_path, "t/000"))
+        assert json.loads(report.save(tmp_path).read_text())["verdict"] == "pass"
+
+
+def test_statistical_against_one_run_is_refused_with_what_is_valid(tmp_path: Path) -> None:
+    a = run(tmp_path, "s/000")
+    with pytest.raises(RequestError, match="several"):
+        verify.against(a, a, "statistical")
