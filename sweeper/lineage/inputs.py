@@ -235,7 +235,8 @@ class _Thrift:
         elif kind == 7:
             self._at += 8
         elif kind == 8:
-            self._at += self._varint()
+            length = self._varint()  # which moves on itself
+            self._at += length
         elif kind in (9, 10):
             head = self._byte()
             for _ in range(self._varint() if head >> 4 == 15 else head >> 4):
