@@ -32,7 +32,7 @@ from sweeper.search.base import Fork, Stop, Verdict
 from sweeper.search.outcome import SPEEDS, Outcome
 from sweeper.search.placement import Guard
 from sweeper.search.stops import Health
-from sweeper.tracking.base import Tracker
+from sweeper.tracking.base import Tracker, measured
 from sweeper.trial.failures import Policy, Stalls
 from sweeper.trial.index import Found, Index
 from sweeper.trial.ledger import Ledger
@@ -502,7 +502,7 @@ class Controller:
             r.steps_s = [*r.steps_s[-19:], p.step_s]
         if p.tokens_per_s is not None:
             outcome.speeds = [*outcome.speeds[1 - SPEEDS :], p.tokens_per_s]
-        self._tracker.metrics(outcome.trial.id, p.step, p.metrics, time.time())
+        self._tracker.metrics(outcome.trial.id, p.step, measured(p), time.time())
         if (p.score is not None or p.step % MILESTONE == 0) and p.step > r.recorded:
             r.recorded = p.step
             self._ledger.append(

@@ -11,6 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from sweeper.engines.base import Progress
+
+
+def measured(progress: Progress) -> dict[str, float]:
+    """What is told of a step: the trainer's metrics, and what every engine has as `score` and `reward`."""
+    plain = {"score": progress.score, "reward": progress.reward}
+    return {**progress.metrics, **{k: v for k, v in plain.items() if v is not None}}
+
 
 class Tracker(Protocol):
     """One sweep's line to a store."""
@@ -41,6 +49,13 @@ class Tracker(Protocol):
         """The attempt has ended: `finished`, `failed` or `stopped`. Its files are complete and stay where they are."""
         ...
 
+    def best(self, trial_id: str, step: int, score: float, mode: str, record: Path) -> None:
+        """That checkpoint of that finished trial is the best of the sweep; said after the trial's end, may be repeated.
+
+        `mode` is `max` or `min`; `record` the `lineage.json` of the attempt that left the checkpoint.
+        """
+        ...
+
     def sweep_ended(self, state: str) -> None:
         """No more trials: `finished`, `failed` or `stopped`."""
         ...
@@ -55,6 +70,10 @@ class Tracker(Protocol):
 
     def open_command(self) -> str:
         """What to type, or the address to open, to see the comparison; empty when there is nothing to see."""
+        ...
+
+    def page(self) -> str:
+        """The address of the comparison once what `open_command` says runs; empty when that is an address itself."""
         ...
 
 
@@ -80,6 +99,9 @@ class NoTracker:
     def trial_ended(self, trial_id: str, state: str, summary: Mapping[str, float], artifacts: Sequence[Path]) -> None:
         """Nothing to do."""
 
+    def best(self, trial_id: str, step: int, score: float, mode: str, record: Path) -> None:
+        """Nothing to do."""
+
     def sweep_ended(self, state: str) -> None:
         """Nothing to do."""
 
@@ -92,5 +114,9 @@ class NoTracker:
         return {}
 
     def open_command(self) -> str:
+        """Nothing to see."""
+        return ""
+
+    def page(self) -> str:
         """Nothing to see."""
         return ""

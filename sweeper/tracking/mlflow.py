@@ -4,8 +4,9 @@ Guarantees: no call waits for MLflow (its import and first connection, seconds, 
 what a call said is in the store about a second later when the store answers; while it does not, the training goes on,
 the user is told once, and it is tried again; `replay` (sweeper/tracking/replay.py) sends whatever is missing later.
 
-The layout in the store: one experiment a project, a parent run a sweep, a child run a trial. `sweeper.id` ties the runs
-of a sweep together: a name may be used again after its folder was deleted, an id never is.
+The layout in the store: one experiment a project, a parent run a sweep, a child run a trial, a logged model a
+checkpoint; one registered model a project, a version of it each sweep's best. `sweeper.id` ties the runs of a sweep
+together: a name may be used again after its folder was deleted, an id never is.
 
 `mlflow ui` 3.17 without options opens `sqlite:///mlflow.db` in the current folder, except where `./mlruns` is an old
 file store, with a numbered folder that holds a meta.yaml (mlflow/tracking/_tracking_service/utils.py,
@@ -27,6 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sweeper.tracking import views
 from sweeper.tracking.replay import replay
 from sweeper.tracking.spool import Call, Spool
 from sweeper.tracking.store import Point, Store, StoreGone, absolute, passing, reason, shown, sqlite_file
@@ -125,6 +127,10 @@ class MlflowTracker:
             artifacts=[str(p) for p in artifacts],
         )
 
+    def best(self, trial_id: str, step: int, score: float, mode: str, record: Path) -> None:
+        """See `Tracker`."""
+        self._say("best", trial=trial_id, step=step, score=score, mode=mode, artifacts=[str(record)])
+
     def sweep_ended(self, state: str) -> None:
         """See `Tracker`."""
         self._say("sweep_ended", state=state)
@@ -145,7 +151,7 @@ class MlflowTracker:
     def open_command(self) -> str:
         """See `Tracker`."""
         if self.uri.startswith("http"):
-            return f"{shown(self.uri).rstrip('/')}/#/experiments/{self._experiment}"
+            return shown(self.uri).rstrip("/") + (views.page(self._experiment) if self._experiment else "")
         mlflow = "mlflow"
         if not shutil.which(mlflow):  # run as .venv/bin/python, without activating it
             beside = Path(sys.executable).with_name(mlflow)
@@ -155,6 +161,12 @@ class MlflowTracker:
         if sqlite_file(self.uri) == Path.cwd() / "mlflow.db" and not any(Path("mlruns").glob("[0-9]*/meta.yaml")):
             return f"{mlflow} ui"
         return f"{mlflow} ui --backend-store-uri {shlex.quote(shown(self.uri))}"
+
+    def page(self) -> str:
+        """See `Tracker`."""
+        if self.uri.startswith("http") or not self._experiment:
+            return ""
+        return "http://127.0.0.1:5000" + views.page(self._experiment)  # where `mlflow ui` listens
 
     def _say(self, call: str, **arguments: Any) -> Call:
         kept = self._keep({"call": call, **arguments, "time": time.time()})
@@ -219,7 +231,8 @@ class MlflowTracker:
             self._values -= sum(len(m.point[1]) for m in metrics)
             self._ids.update(store.runs)
             if store.missed:
-                self._miss(f"MLflow did not take an artifact ({store.missed.pop()}); the records have it")
+                self._miss(f"MLflow did not take everything ({'; '.join(store.missed)}); the records have it")
+                store.missed.clear()
 
     def _miss(self, message: str) -> None:
         if not self._left_out:

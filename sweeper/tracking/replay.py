@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.errors import Problem, RequestError, SweeperError
+from sweeper.tracking.base import measured
 from sweeper.tracking.spool import NAME, Call, Spool
 from sweeper.tracking.store import Point, Store, absolute, reason, shown
 from sweeper.trial.ledger import holder
@@ -69,6 +70,8 @@ def _send(uri: str, sweep: Call, calls: list[Call], folder: Path) -> str:
             steps += store.points(trial, _points(folder, trial, attempt))
             if not done:
                 store.apply(attempt.end or _interrupted(attempt))
+    for best in [c for c in calls if c["call"] == "best"][-1:]:
+        store.apply(best)
     ends = [c for c in calls if c["call"] == "sweep_ended"]
     latest = max((c["time"] for c in calls), default=0.0)
     store.apply(ends[-1] if ends else {"call": "sweep_ended", "state": "interrupted", "time": latest})
@@ -85,7 +88,7 @@ def _attempts(calls: list[Call]) -> dict[str, list[_Attempt]]:
         elif trial in found:
             if call["call"] == "step":
                 found[trial][-1].times[int(call["step"])] = float(call["time"])
-            else:
+            elif call["call"] == "trial_ended":
                 found[trial][-1].end = call
     return found
 
@@ -103,7 +106,7 @@ def _points(folder: Path, trial: str, attempt: _Attempt) -> Iterator[Point]:
     steps: dict[int, dict[str, float]] = {}
     for line in Tail(here / str(spec["metrics"])).read():
         if progress := engine.progress(line, config):
-            steps.setdefault(progress.step, {}).update(progress.metrics)
+            steps.setdefault(progress.step, {}).update(measured(progress))
     moment = float(attempt.start["time"])
     for step, values in steps.items():
         moment = attempt.times.get(step, moment)

@@ -1,8 +1,9 @@
 """One sweep in an MLflow store, written call by call.
 
 Guarantees: every call may be repeated (a run is found by the tags `sweeper.id` and `sweeper.trial`, a step that is
-there is not sent again, a parameter is logged once); a deleted experiment is restored; MLflow is imported here only,
-when a store is opened, and prints nothing. Not thread-safe: one thread owns a store.
+there is not sent again, a parameter is logged once); an experiment or a run that was deleted is restored when the store
+is opened, not while it is open; what of a lineage record is refused takes nothing else with it; MLflow is imported by
+this package only when a store is opened, and prints nothing. Not thread-safe: one thread owns a store.
 
 A step is there when its `elapsed_s` is: it is the last value of a step's batch. Where a later attempt repeats steps of
 an earlier one the values that came first stay; each attempt's own metrics.jsonl has them all.
@@ -11,16 +12,21 @@ an earlier one the values that came first stay; each attempt's own metrics.jsonl
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import getpass
 import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sweeper.tracking import names
+from sweeper.errors import SweeperError
+from sweeper.lineage import document
+from sweeper.tracking import lineage, names, views
+from sweeper.tracking.models import Models
 from sweeper.tracking.spool import Call
 
 MARKER = "elapsed_s"
@@ -34,10 +40,14 @@ STATUS = {
 }
 MAX_METRICS = 1000
 """MLflow's limit for one batch."""
+NO_REGISTRY = ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED", "FEATURE_DISABLED", "PERMISSION_DENIED", "NOT_FOUND")
+"""Errors that say there is no model registry here, or none for us."""
 MAX_PARAMS = 100
 """Likewise, for parameters and for tags."""
 LOG_TAIL = 1_000_000
 """Bytes of a longer log that are uploaded: its end."""
+OPENING_S = 60.0
+"""How long to wait for another process that opens the same database file."""
 
 Point = tuple[int, Mapping[str, float], float]
 """Step, values, Unix time."""
@@ -65,14 +75,17 @@ class Store:
         from mlflow import MlflowClient
 
         self._file = sqlite_file(uri)
-        self.client: Any = MlflowClient(tracking_uri=_fresh(uri))
+        with _alone(self._file):
+            self.client: Any = MlflowClient(tracking_uri=_fresh(uri))
+            self.experiment = self._experiment(str(sweep["project"]))
         self.runs: dict[str, str] = {}
         """Trial -> run id, of the runs that were found or made so far."""
         self.missed: list[str] = []
-        """Artifacts that could not be stored, with the reason."""
+        """What could not be stored, with the reason."""
         self._sweep, self._starts = sweep, starts
         self._logged: dict[str, set[int]] = {}
-        self.experiment = self._experiment(str(sweep["project"]))
+        self._uploaded: set[tuple[str, str, int]] = set()
+        self._models = Models(self.client, self.experiment)
         self.parent = self._parent()
         self._inode = self._stat()
 
@@ -85,6 +98,8 @@ class Store:
                 self._trial_started(call)
             case "trial_ended":
                 self._trial_ended(call)
+            case "best":
+                self._best(call)
             case "sweep_ended":
                 self._end(self.parent, str(call["state"]), call["time"])
 
@@ -170,6 +185,23 @@ class Store:
         if whole:
             self._tags(run, {"sweeper.ended": _ended(call)})
 
+    def _best(self, call: Call) -> None:
+        """A store without a registry, or one that refuses it, still has the run and its models."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._models.register(
+                str(self._sweep["project"]),
+                str(self._sweep["name"]),
+                self.run(str(call["trial"])),
+                {**call, "id": self._sweep["id"]},
+                document.load(Path(call["artifacts"][0])),
+            )
+        except (MlflowException, NotImplementedError, LookupError, SweeperError) as error:
+            if isinstance(error, MlflowException) and passing(error) and error.error_code not in NO_REGISTRY:
+                raise
+            self.missed.append(f"the best checkpoint in the model registry: {reason(error)}")
+
     def _end(self, run: str, state: str, moment: float) -> None:
         self._tags(run, {"sweeper.state": state})
         self.client.set_terminated(run, status=STATUS.get(state, "FAILED"), end_time=int(moment * 1000))
@@ -185,13 +217,17 @@ class Store:
             # beside the database, as MLflow does for one in the current folder
             location = (beside / re.sub(r"[^\w.-]", "_", project)).as_uri() if beside else None
             try:
-                return str(self.client.create_experiment(project, artifact_location=location))
+                return str(self.client.create_experiment(project, location, views.tags()))
             except MlflowException as error:
                 found = self.client.get_experiment_by_name(project)
                 if found is None:  # not another sweep that was faster
                     raise error from None
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
+        for key, value in views.tags().items():
+            own = key == views.KIND and key in found.tags  # the user may have said what kind it is
+            if found.tags.get(key) != value and not own:
+                self.client.set_experiment_tag(found.experiment_id, key, value)
         return str(found.experiment_id)
 
     def _parent(self) -> str:
@@ -210,7 +246,17 @@ class Store:
         return self._search(f"tags.`sweeper.id` = '{self._sweep['id']}' and tags.`sweeper.trial` = '{trial}'")
 
     def _search(self, where: str) -> Any:
-        found = self.client.search_runs([self.experiment], where, max_results=1)
+        from mlflow.entities import ViewType
+
+        found = self.client.search_runs(
+            [self.experiment],
+            where,
+            run_view_type=ViewType.ALL,
+            max_results=1,
+            order_by=["attributes.start_time DESC"],
+        )
+        if found and found[0].info.lifecycle_stage == "deleted":
+            self.client.restore_run(found[0].info.run_id)
         return found[0] if found else None
 
     def _make(self, trial: str) -> str:
@@ -255,6 +301,9 @@ class Store:
         before = len(self.missed)
         for path in map(Path, paths):
             try:
+                same = (run, str(path), path.stat().st_mtime_ns) if path.exists() else None
+                if same in self._uploaded:
+                    continue
                 if path.suffix in (".txt", ".log") and path.stat().st_size > LOG_TAIL:
                     with tempfile.TemporaryDirectory() as folder:
                         tail = Path(folder) / path.name
@@ -264,15 +313,71 @@ class Store:
                         self.client.log_artifact(run, str(tail))
                 elif path.exists():
                     self.client.log_artifact(run, str(path))
+                    if path.name == document.NAME:
+                        self._lineage(run, document.load(path))
+                if same:
+                    self._uploaded.add(same)
             except Exception as error:
                 self.missed.append(f"{path.name}: {reason(error)}")
         return len(self.missed) == before
+
+    def _lineage(self, run: str, record: lineage.Record) -> None:
+        """What a record says, where MLflow looks for it."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        tags = lineage.tags(record)
+        own = (record["run"]["sweep"], record["run"]["trial"])
+        if parent := next((p for p in record["parents"] if (p["sweep"], p["trial"]) != own), None):
+            found = self.client.search_runs(
+                [self.experiment],
+                f"tags.`sweeper.sweep` = '{parent['sweep']}' and tags.`sweeper.trial` = '{parent['trial']}'",
+                max_results=1,
+            )
+            if found:
+                tags["sweeper.parent_run"] = found[0].info.run_id
+        self._tags(run, tags)
+        inputs = [
+            DatasetInput(
+                Dataset(d.name, d.digest, "local", d.source, profile=d.profile),
+                [InputTag("mlflow.data.context", d.role), InputTag("sha256", d.sha256)],
+            )
+            for d in lineage.datasets(record)
+        ]
+        if inputs:
+            self.client.log_inputs(run, inputs)
+        self._models.log(run, record)
 
     def _stat(self) -> int:
         try:
             return self._file.stat().st_ino if self._file else 0
         except OSError:
             return -1
+
+
+@contextlib.contextmanager
+def _alone(file: Path | None) -> Iterator[None]:
+    """No other sweep opens that database meanwhile: two that make MLflow's tables at once break each other's.
+
+    The lock is on the folder, so that nothing is left behind; where it cannot be had, we go on without.
+    """
+    try:
+        descriptor = os.open(file.parent, os.O_RDONLY | os.O_CLOEXEC) if file else -1
+    except OSError:
+        descriptor = -1  # MLflow will say why
+    try:
+        end = time.monotonic() + (OPENING_S if descriptor >= 0 else 0.0)
+        while time.monotonic() < end:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.1)
+            except OSError:  # a file system without locks
+                break
+        yield
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 _opened: dict[str, int] = {}
