@@ -97,8 +97,9 @@ def _builds(wanted: Mapping[str, Any]) -> list[prepare.Build]:
 
 def _built(wanted: Mapping[str, Any], folder: Path) -> None:
     builds = _builds(wanted)
-    python, env = _interpreter() if builds else (sys.executable, {})
-    prepare.run([b for b in builds if not Path(b.path).is_dir()], python, print, env)
+    if missing := [b for b in builds if not Path(b.path).is_dir()]:
+        python, env = _interpreter()
+        prepare.run(missing, python, print, env)
     for build in builds:
         shutil.copytree(build.path, folder / Path(build.path).name)
 

@@ -27,6 +27,8 @@ from sweeper.trial.spec import Point, Trial
 
 ABOUT, TRIALS, LINEAGE = "sweep.json", "trials.json", "lineage"
 DIGITS = 12
+CODE = "SWEEPER_TRAINER_CODE"
+"""A variable of the trials, part of what they are: stands for our code inside the trainer."""
 
 
 def run() -> int:
@@ -47,6 +49,8 @@ def run() -> int:
         )
     prepare.restore()
     name = f"pipeline-{identity(wanted)}"
+    if wanted["code"]:  # identity, so that trials which other code trained do not stand for these
+        asked = [*asked, f"+engine.env.{CODE}={places.digest(wanted['code'])[:DIGITS]}"]
     if code := execute(asked, name):
         return code
     collect(name, places.SWEEP)
