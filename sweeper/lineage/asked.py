@@ -4,9 +4,9 @@ It runs with another checkout's `sweeper` on its path, that of a record, and so 
 that writes records has. Guarantees: nothing of a sweep is made; the last line on stdout is the answer, one JSON object,
 `{"problems": [...]}` where the request is wrong; what is built is built as before a sweep, into the cache.
 
-Asked: {"overrides": [...], "build": bool}. Answered: `package_sha256`, `fingerprint`, `identity`, `config`, `trials`
-(how many the request has), `package` (where `sweeper` was imported from), `refused` (why it cannot run here) and, with
-`build`, `inputs` as a record has them, every content hashed anew.
+Asked: `overrides`, and `build`: true, false, or a fingerprint (only where it is that). Answered: `package_sha256`,
+`fingerprint`, `identity`, `config`, `trials` (how many the request has), `package` (where `sweeper` was imported from),
+`refused` (why it cannot run here) and, where it was built, `inputs` as a record has them, every content hashed anew.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def _answer(asked: dict[str, Any]) -> dict[str, Any]:
         "config": config,
         "refused": [_plain(p) for p in trial.problems],
     }
-    return {**found, "inputs": _inputs(config)} if asked["build"] and not trial.problems else found
+    build = asked["build"] in (True, found["fingerprint"]) and len(made.trials) == 1 and not trial.problems
+    return {**found, "inputs": _inputs(config)} if build else found
 
 
 def _inputs(config: dict[str, Any]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from typing import Any
 from sweeper.config import tree as config_tree
 from sweeper.config.dims import text_of
 from sweeper.errors import Problem, RequestError
-from sweeper.lineage import diff, environment, hashes, tree
-from sweeper.lineage.find import RECORD, Found
+from sweeper.lineage import diff, document, environment, hashes, tree
+from sweeper.lineage.find import RECORD, Found, load
 from sweeper.trial.identity import OURS, canonical
 from sweeper.trial.records import SweepFolder
 
@@ -64,6 +64,9 @@ class Plan:
     code: Path
     """The folder whose sweep.py makes it."""
     overrides: tuple[str, ...]
+    repointed: tuple[str, ...]
+    """Config keys that name an input of the recorded content in other words; where there is one the fingerprint is
+    another, for it is of the words."""
     environment: tuple[diff.Change, ...]
     """What differs from the recorded environment."""
     notes: tuple[str, ...]
@@ -71,9 +74,7 @@ class Plan:
 
 
 @contextlib.contextmanager
-def planned(
-    found: Found, *, here: bool = False, seeds: Sequence[int] = (), unlike: Sequence[str] = (), strict: bool = False
-) -> Iterator[Plan]:
+def planned(found: Found, *, here: bool = False, seeds: Sequence[int] = (), strict: bool = False) -> Iterator[Plan]:
     """Everything that the run needs, at hand while the block runs.
 
     Args:
@@ -90,28 +91,31 @@ def planned(
         differs = tuple(diff.environment(found.document["environment"], _environment(found, python, code.code)))
         if strict and (grave := [c for c in differs if decisive(c.what)]):
             raise RequestError([_otherwise(c) for c in grave])
-        lines = [*_own(found.document), *unlike, *ONE_TRIAL]
-        lines += ["~search.space", "+search.space={}"] if _searched_by_file(found.document) else []
-        answer = ask(code.code, lines, build=False)
-        notes = tree.check(found, code, answer["package_sha256"])
         places = _brought(found, code)
-        repointed: set[str] = set()
-        # Ours first: the engine's own keys are bound to them.
-        for ours in (True, False):
-            if keys := _repointed(found.document, answer["config"], places, ours=ours):
-                repointed |= keys.keys()
-                lines += [f"++{key}={text_of(value)}" for key, value in keys.items()]
+        lines = [*_own(found.document), *ONE_TRIAL]
+        lines += ["~search.space", "+search.space={}"] if _searched_by_file(found.document) else []
+        # One question is enough where all is as it was.
+        answer = ask(code.code, lines, build=found.document["fingerprint"])
+        notes = tree.check(found, code, answer["package_sha256"])
+        wanted = _naming(found.document, places)
+        for ours in (True, False):  # ours first: the engine's own keys are bound to them
+            keys = [k for k in _elsewhere(wanted, answer["config"]) if (k.partition(".")[0] in OURS) is ours]
+            if keys:
+                lines += [f"++{key}={text_of(wanted[key])}" for key in keys]
                 answer = ask(code.code, lines, build=False)
-        lines += _placed(found.document, answer["config"])
-        answer = ask(code.code, lines, build=True)
-        _same_identity(found, answer, repointed)
+        if placed := _placed(found.document, answer["config"]):
+            lines += placed
+            answer = ask(code.code, lines, build=False)
+        repointed = _same_identity(found, answer, wanted.keys() - _elsewhere(wanted, answer["config"]).keys())
+        if "inputs" not in answer and not answer["refused"]:
+            answer = ask(code.code, lines, build=True)
         if answer["refused"]:
             raise RequestError([Problem(**p) for p in answer["refused"]])
         _same_inputs(found, answer["inputs"])
         if seeds:
             lines = [line for line in lines if _key(line) != "seed"] + [f"seed={','.join(map(str, seeds))}"]
         moved = tuple(f"{path} is read from {place}" for path, place in places.items() if place != Path(path))
-        yield Plan(found, code.code, tuple(lines), differs, (*code.notes, *notes, *moved))
+        yield Plan(found, code.code, tuple(lines), repointed, differs, (*code.notes, *notes, *moved))
 
 
 def run(plan: Plan, *, name: str | None, store: Path, quiet: bool = False) -> tuple[int, list[Found]]:
@@ -120,8 +124,6 @@ def run(plan: Plan, *, name: str | None, store: Path, quiet: bool = False) -> tu
     Raises:
         RequestError: the name is taken.
     """
-    from sweeper.lineage.find import load
-
     sweep = name or _free(store, plan.found.document)
     if (store / sweep).exists():
         raise RequestError(Problem(f"a sweep named {sweep} is already in {store}", fix=f"--name {sweep}-2", key="name"))
@@ -139,8 +141,8 @@ def run(plan: Plan, *, name: str | None, store: Path, quiet: bool = False) -> tu
     return code, [load(at / RECORD) for at in latest if at is not None and (at / RECORD).is_file()]
 
 
-def _free(store: Path, document: Mapping[str, Any]) -> str:
-    of = document["run"]
+def _free(store: Path, record: Mapping[str, Any]) -> str:
+    of = record["run"]
     stem = f"again-{of['sweep']}-{of['trial']}"[:180]
     number = 1
     while (store / (name := stem if number == 1 else f"{stem}-{number}")).exists():
@@ -152,24 +154,37 @@ def _free(store: Path, document: Mapping[str, Any]) -> str:
 
 
 def _own_start(found: Found) -> None:
-    """A trial that went on from another one's weights is not what its overrides say from the start."""
-    for parent in found.document["parents"]:
+    """A trial that went on from another one's weights, in this attempt or one before, is not what its overrides say.
+
+    Raises:
+        RequestError: it did.
+    """
+    for parent in _ancestry(found):
         if parent["relation"] == "forked-from":
             at = "" if parent["step"] is None else f" at step {parent['step']}"
+            donor = f"{parent['sweep']}/{parent['trial']}"
             raise RequestError(
                 Problem(
-                    f"{found.name} went on from the checkpoint of {parent['sweep']}/{parent['trial']}{at}, under other "
-                    "values from there on: no run from the start is this one",
+                    f"{found.name} went on from the checkpoint of {donor}{at}, under other values from there on: no "
+                    "run from the start is this one",
                     valid="a trial that was not forked (population based training forks)",
-                    fix=f"sweeper reproduce {parent['lineage'] or parent['sweep'] + '/' + parent['trial']}",
+                    fix=f"sweeper reproduce {parent['lineage'] or donor}",
                     key="parents",
                 )
             )
 
 
-def _own(document: Mapping[str, Any]) -> list[str]:
+def _ancestry(found: Found) -> Iterator[Mapping[str, Any]]:
+    """The parents of a run and of the attempts of its trial before it, where their records are there."""
+    yield from found.document["parents"]
+    for metrics in found.metrics[:-1]:
+        with contextlib.suppress(RequestError):
+            yield from document.load(metrics.parent)["parents"]
+
+
+def _own(record: Mapping[str, Any]) -> list[str]:
     """The override lines of the trial itself."""
-    return [str(line) for line in document["overrides"] if _key(str(line)).partition(".")[0] not in OF_THE_SWEEP]
+    return [str(line) for line in record["overrides"] if _key(str(line)).partition(".")[0] not in OF_THE_SWEEP]
 
 
 def _key(line: str) -> str:
@@ -178,16 +193,16 @@ def _key(line: str) -> str:
     return "hydra" if key.startswith("hydra") else key
 
 
-def _searched_by_file(document: Mapping[str, Any]) -> bool:
+def _searched_by_file(record: Mapping[str, Any]) -> bool:
     """Whether an experiment's file has a space, which no line of the request can be left out for."""
-    return bool((document["config"].get("search") or {}).get("space"))
+    return bool((record["config"].get("search") or {}).get("space"))
 
 
-def _placed(document: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+def _placed(record: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """Overrides for the engine's placement that the attempt had and its overrides do not give."""
-    own = dict(diff.relative(document))
+    own = dict(diff.relative(record))
     lines = []
-    for key, value in document["placement"].items():
+    for key, value in record["placement"].items():
         composed = config_tree.get(config, key, _ABSENT)
         if key.partition(".")[0] in OURS or "\\" in key or composed is _ABSENT or _names(value, own):
             continue
@@ -205,7 +220,7 @@ def _names(value: Any, own: Mapping[str, str]) -> bool:
 # --- what its code makes of it ---
 
 
-def ask(code: Path, overrides: Sequence[str], *, build: bool) -> dict[str, Any]:
+def ask(code: Path, overrides: Sequence[str], *, build: bool | str) -> dict[str, Any]:
     """What the code in a folder makes of these overrides (asked.py).
 
     Raises:
@@ -243,15 +258,21 @@ def _environ(code: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(code), *([others] if others else [])])}
 
 
-def _same_identity(found: Found, answer: Mapping[str, Any], repointed: set[str]) -> None:
-    """The composed trial is the recorded one, but for where inputs of the same content lie."""
+def _same_identity(found: Found, answer: Mapping[str, Any], inputs: Set[str]) -> tuple[str, ...]:
+    """The composed trial is the recorded one, but for the paths of `inputs`, whose content is the same: the keys whose
+    paths differ.
+
+    Raises:
+        RequestError: it is another one; with the leaves that differ.
+    """
     if answer["trials"] != 1:
         raise RequestError(Problem(f"the overrides of {found.name} give {answer['trials']} trials", key="overrides"))
     if answer["fingerprint"] == found.document["fingerprint"]:
-        return
-    changes = [c for c in diff.leaves(found.document["identity"], answer["identity"]) if not _below(c.what, repointed)]
+        return ()
+    every = list(diff.leaves(found.document["identity"], answer["identity"]))
+    changes = [c for c in every if c.what not in inputs]
     if not changes:
-        return
+        return tuple(c.what for c in every)
     lines = [f"{c.what}: {diff.short(c.a)} -> {diff.short(c.b)}" for c in changes[:SHOWN]]
     more = f"\n           and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
     between = "\n           "
@@ -263,10 +284,6 @@ def _same_identity(found: Found, answer: Mapping[str, Any], repointed: set[str])
             key=changes[0].what,
         )
     )
-
-
-def _below(key: str, keys: set[str]) -> bool:
-    return key in keys or any(key.startswith(f"{k}.") for k in keys)
 
 
 # --- the environment ---
@@ -384,20 +401,15 @@ def _altered(given: Mapping[str, Any], tried: str) -> Problem:
     )
 
 
-def _repointed(
-    document: Mapping[str, Any], config: Mapping[str, Any], places: Mapping[str, Path], *, ours: bool
-) -> dict[str, Any]:
-    """Config keys that must name another place than they compose to, for an input to be found: key -> value."""
-    changed: dict[str, Any] = {}
-    for key, value in config_tree.values(document["config"]):
-        wanted = _replaced(value, places) if (key.partition(".")[0] in OURS) is ours else None
-        if wanted is None:
-            continue
-        composed = config_tree.get(config, key, _ABSENT)
-        # A relative path means the same only from the same folder.
-        if _absolute(composed) != wanted:
-            changed[key] = wanted
-    return changed
+def _naming(record: Mapping[str, Any], places: Mapping[str, Path]) -> dict[str, Any]:
+    """The config keys that name inputs of the user's, with the places where these lie now."""
+    found = ((key, _replaced(value, places)) for key, value in config_tree.values(record["config"]))
+    return {key: value for key, value in found if value is not None}
+
+
+def _elsewhere(wanted: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of them that a config has otherwise. A relative path means the same only from the same folder."""
+    return {k: v for k, v in wanted.items() if _absolute(config_tree.get(config, k, _ABSENT)) != v}
 
 
 def _replaced(value: Any, places: Mapping[str, Path]) -> Any:

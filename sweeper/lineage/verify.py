@@ -88,12 +88,17 @@ def default_tier(found: Found) -> str:
     )
 
 
-def judge_config(found: Found, notes: Sequence[str]) -> Report:
-    """After the record was composed, its inputs found and all of it compared (reproduce.planned): it is the same."""
+def judge_config(found: Found, repointed: Sequence[str] = ()) -> Report:
+    """After the record was composed, its inputs found and all of it compared (reproduce.planned): it is the same.
+
+    `repointed`: keys that name inputs of the same content by other paths.
+    """
     inputs = [i for i in found.document["inputs"] if i["sha256"]]
-    why = f"the same fingerprint {found.document['fingerprint'][:12]} and {len(inputs)} inputs of the same content"
-    facts = {"fingerprint": found.document["fingerprint"], "inputs": len(inputs), "notes": list(notes)}
-    return Report("config", found.name, "pass", why, facts, tuple(notes))
+    config = f"the same fingerprint {found.document['fingerprint'][:12]}"
+    if repointed:
+        config = f"the same config but for the paths in {', '.join(repointed)}"
+    facts = {"fingerprint": found.document["fingerprint"], "inputs": len(inputs), "repointed": list(repointed)}
+    return Report("config", found.name, "pass", f"{config}, and {len(inputs)} inputs of the same content", facts)
 
 
 def judge_exact(found: Found, again: Found) -> Report:
@@ -209,17 +214,21 @@ def claim(
     strict = tier == "exact" and not allow_env
     with reproduce.planned(found, here=here, seeds=others, strict=strict) as plan:
         notes = [*plan.notes, *(f"{c.what}: {diff.short(c.a)} -> {diff.short(c.b)}" for c in plan.environment)]
-        if tier == "config":
-            return judge_config(found, notes), None
-        code, again = reproduce.run(plan, name=name, store=store, quiet=quiet)
-    if tier == "exact" and again:
-        report = judge_exact(found, again[0])
-    elif tier == "statistical" and again:
+        if tier != "config":
+            code, again = reproduce.run(plan, name=name, store=store, quiet=quiet)
+        else:
+            code, again = 0, []
+    if tier == "config":
+        report = judge_config(found, plan.repointed)
+    elif not again:
+        report = Report(tier, found.name, "unjudged", f"the new run ended with code {code} and left no record")
+    elif tier == "statistical":
         report = judge_statistical(found, again)
     else:
-        report = Report(tier, found.name, "unjudged", f"the new run ended with code {code} and left no record")
-    if code and report.verdict == "fail" and tier == "exact" and not report.facts.get("first"):
-        report = replace(report, verdict="unjudged", why=f"the new run did not end well (code {code}); {report.why}")
+        report = judge_exact(found, again[0])
+        if code and report.verdict == "fail" and not report.facts.get("first"):
+            why = f"the new run did not end well (code {code}); {report.why}"
+            report = replace(report, verdict="unjudged", why=why)
     report = replace(report, facts={**report.facts, "notes": notes}, lines=(*report.lines, *notes))
     folder = again[0].path.parents[3] if again else None
     if folder is not None:
