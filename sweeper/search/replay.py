@@ -77,7 +77,7 @@ class _Replay:
                 case "trial_forked":
                     self._forked(outcome, event.data)
                 case "attempt_started":
-                    outcome.attempts, outcome.donor = event.attempt or 0, None
+                    outcome.attempts = event.attempt or 0
                     self._since[event.trial] = event.time
                     self._afresh(outcome)
                 case "attempt_ended" | "trial_retired":
@@ -157,6 +157,8 @@ class _Replay:
     def _attempt_ended(self, outcome: Outcome, event: Event) -> None:
         data = event.data
         outcome.gpu_hours += float(data.get("gpu_hours") or 0.0)
+        if data.get("reason") != "not-started":
+            outcome.donor = None  # from here on it goes on from its own
         if speed := data.get("tokens_per_s"):
             outcome.speeds = [float(speed)]
         failure = data.get("failure")
@@ -215,6 +217,7 @@ class _Replay:
         attempt = AttemptFolder(path, number, folder.name, None)
         recorded = -1 if state.last_step is None else state.last_step
         if self._c.reattach(outcome, attempt, self._since[state.id], recorded):
+            outcome.donor = None
             return True
         attempt.write_status("stopped", reason="not-started")
         self._c.record_end(outcome, attempt, state="stopped", reason="not-started")

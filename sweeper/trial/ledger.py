@@ -489,6 +489,7 @@ def _release(descriptor: int) -> None:
     """Say that nobody holds it, then let go. The file stays: removing it would race with the next to take it."""
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that another thread forks just now has a copy until it execs
     os.close(descriptor)
 
 
