@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper import clusters, engines, prepare, tracking
+from sweeper.checkpoints.keep import Keep
 from sweeper.clusters.base import Cluster
 from sweeper.engines.base import Engine
 from sweeper.errors import Problem, RequestError, SweeperError
@@ -30,6 +31,7 @@ from sweeper.search.arm import ArmSearch, Candidate
 from sweeper.search.base import Refuse
 from sweeper.search.controller import Controller, Settings, Size, planned
 from sweeper.search.outcome import Outcome
+from sweeper.tracking import best
 from sweeper.tracking.base import Tracker
 from sweeper.tracking.store import sqlite_file
 from sweeper.trial.identity import fingerprint, is_placement, placement_of
@@ -113,7 +115,7 @@ def _run(
         ledger=ledger,
         tracker=tracker,
         display=display,
-        facts=lambda o: _facts(o, folder, labels),
+        facts=lambda o: _facts(o, engine, folder, labels),
         fingerprint=lambda t: fingerprint(dict(t.config)),
         settings=_settings(plan),
         index=None if recorder.reproduces else index,  # a run that is repeated is run
@@ -128,6 +130,8 @@ def _run(
             replay.take_up(controller, ledger, folder, known)
         outcomes = controller.run()
         state = "stopped" if controller.stopped else _state(outcomes)
+        if tracker.open_command() and not controller.stopped:
+            best.tell(outcomes.values(), asked, folder, tracker, lambda text: display.event("warning", message=text))
     finally:
         with contextlib.suppress(SweeperError):  # where the records failed, that error is on its way already
             ledger.append("sweep_ended", data={"state": state})
@@ -265,6 +269,7 @@ def _settings(plan: Plan) -> Settings:
         mode=plan.search.mode,
         max_concurrent=plan.settings["max_concurrent"],
         final_seeds=plan.search.final_seeds,
+        keep=Keep.of(config),
         known=not plan.search.samples,
         mixed=len(sizes) > 1,
         never_reused=frozenset(arm.id for arm in plan.arms if _placement_dims(arm)),
@@ -393,7 +398,9 @@ def _prepare(trials: Sequence[Trial], display: events.Display) -> None:
     )
 
 
-def _facts(outcome: Outcome, folder: SweepFolder, labels: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _facts(
+    outcome: Outcome, engine: Engine, folder: SweepFolder, labels: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     trial, config = outcome.trial, outcome.trial.config
     tags = {
         "sweeper.sweep": folder.name,
@@ -410,7 +417,8 @@ def _facts(outcome: Outcome, folder: SweepFolder, labels: Mapping[str, str]) -> 
         "sweeper.environment": str(config["environment"]["name"]),
         "sweeper.cluster": str(config["cluster"]["name"]),
     }
-    return {"algorithm": config["algorithm"]["adv_estimator"], **trial.point.varied, "config": config}, tags
+    params = {"algorithm": config["algorithm"]["adv_estimator"], **engine.knobs(dict(config)), **trial.point.varied}
+    return {**params, "config": config}, tags
 
 
 def _mode(plan: Plan) -> str:
@@ -432,6 +440,8 @@ def _closing(
     print(f"records  {folder.path}")
     if tracker.open_command():
         print(f"compare  {tracker.open_command()}")
+    if tracker.page():
+        print(f"         {tracker.page()}")
     if not sent:
         print(
             f"the tracking store did not take everything; send the rest with: "

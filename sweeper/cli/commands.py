@@ -132,6 +132,22 @@ def status(args: argparse.Namespace) -> int:
     return 1 if damaged else 0
 
 
+def gc(args: argparse.Namespace) -> int:
+    """`sweeper gc`: the checkpoints that can be freed; with --yes they are."""
+    from sweeper.checkpoints import gc as collector
+    from sweeper.checkpoints.keep import Keep
+    from sweeper.trial.records import to_json
+
+    asked = Keep(args.last, args.top_k, args.gb)
+    found = collector.survey(Path(args.store).absolute(), args.name, asked, free=args.yes)
+    if args.json:
+        lists = {"free": [i.as_dict() for i in found.free], "protected": [i.as_dict() for i in found.protected]}
+        print(to_json({**lists, "notes": found.notes, "bytes": found.bytes, "freed": found.freed}))
+    else:
+        print("\n".join(collector.render(found)))
+    return 0
+
+
 def plot(args: argparse.Namespace) -> int:
     """`sweeper plot`: validation score and training reward by step."""
     from sweeper.report.plots import curves

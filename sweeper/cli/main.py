@@ -91,6 +91,16 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--json", action="store_true", help="for machines: one JSON object")
     p.add_argument("--store", default="runs", help="where the records are (default: runs)")
 
+    text = "show which checkpoints can be freed and why the others stay; free them with --yes"
+    p = sub.add_parser("gc", help=text, description=text)
+    p.add_argument("name", nargs="?", help="a sweep; without it all of the store")
+    p.add_argument("--yes", action="store_true", help="free what can go; without it nothing is changed")
+    p.add_argument("--last", type=int, help="keep so many newest ones of a trial (default: the sweep's keep.last)")
+    p.add_argument("--top-k", type=int, help="of so many best candidates an arm (default: the sweep's keep.top_k)")
+    p.add_argument("--gb", type=float, help="so many GB of a sweep (default: the sweep's keep.gb)")
+    p.add_argument("--json", action="store_true", help="for machines: one JSON object")
+    p.add_argument("--store", default="runs", help="where the records are (default: runs)")
+
     p = sub.add_parser("plot", help="draw the curves of a sweep")
     p.add_argument("name", help="the sweep's name")
     p.add_argument("--out", default="curves.png", help="the picture (default: curves.png)")

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from sweeper.checkpoints.keep import Keep
+from sweeper.checkpoints.retention import Retention
 from sweeper.clusters.base import Attempt, Cluster, Exit
 from sweeper.engines.base import AttemptPaths, Engine, Failure, Gang, Job, Progress, Saved
 from sweeper.errors import SweeperError
@@ -62,6 +64,7 @@ class Settings:
     mode: str = "max"
     max_concurrent: int | None = None
     final_seeds: tuple[int, ...] = ()
+    keep: Keep = field(default_factory=Keep)
     known: bool = True
     """Whether all candidates are known from the start (a grid, or no search), so that none depends on a result."""
     never_reused: frozenset[str] = frozenset()
@@ -139,6 +142,14 @@ class Controller:
         self._paused_trials: set[str] = set()
         self._arm_of: dict[str, str] = {}
         self._guard = Guard(settings.placement)
+        self._retention = Retention(
+            settings.keep,
+            engine,
+            folder,
+            lambda after: ledger.events(after, kinds=("trial_forked",)),
+            lambda message: display.event("warning", message=message),
+            settings.mode,
+        )
         self._said_waiting = False
         self._signals = 0
         self.given_up = ""
@@ -840,6 +851,7 @@ class Controller:
             self._judge(verdicts)
         else:
             outcome.slim()
+        self._retention.ended(self.outcomes, trial.id)
 
     def _say_ended(self, outcome: Outcome, ended: Exit | None, total: int) -> None:
         kind = {"paused": "trial_paused", "waiting": ""}.get(outcome.state, "trial_ended")

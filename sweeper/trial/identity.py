@@ -34,6 +34,7 @@ OURS: Mapping[str, bool] = {
     "name": False,
     "project": False,
     "seed": True,  # also written into the engine's keys; here too because building data may use it
+    "deterministic": False,  # likewise bound to the engine's keys
     "lr": False,  # lr, kl, tp and the batch names are bound to the engine's keys, which are the identity:
     "kl": False,  # `lr=1e-6` and the engine's own key typed to 1e-6 are one trial
     "tp": False,
@@ -50,6 +51,7 @@ OURS: Mapping[str, bool] = {
     "failures": False,
     "placement": False,
     "lineage": False,
+    "keep": False,
     "tracking": False,
     "objective": False,
     "store": False,

@@ -48,12 +48,13 @@ def newest(folder: Path, step: int | None = None) -> Saved | None:
     Finishes an adoption that was cut off. A folder newer than verl's own note is taken where its files show that it
     is whole: the note itself may be cut off, and FSDP with `async_save` never writes one.
     """
+    _finish_adoption(folder)
     return next((saved for saved, whole in _candidates(folder, step) if whole), None)
 
 
 def kept(folder: Path) -> list[Saved]:
-    """Every checkpoint that can be loaded, by step; as cheap as `newest`."""
-    return sorted((saved for saved, whole in _candidates(folder, None) if whole), key=lambda saved: saved.step)
+    """Every checkpoint that can be loaded, by step; as cheap as `newest`, and nothing is changed."""
+    return sorted((saved for saved, whole in _candidates(folder) if whole), key=lambda saved: saved.step)
 
 
 def sound(folder: Path, step: int | None = None) -> Sound:
@@ -64,6 +65,7 @@ def sound(folder: Path, step: int | None = None) -> Sound:
         SweeperError: A file cannot be read, or what is corrupted cannot be moved.
     """
     said: list[str] = []
+    _finish_adoption(folder)
     manifest.forget_retired(folder)
     for saved, whole in list(_candidates(folder, step)):
         try:
@@ -122,9 +124,8 @@ def _set_aside(folder: Path, step: int) -> Path:
     return to
 
 
-def _candidates(folder: Path, step: int | None) -> Iterator[tuple[Saved, bool]]:
+def _candidates(folder: Path, step: int | None = None) -> Iterator[tuple[Saved, bool]]:
     """Every checkpoint's folder, that of `step` first, else the newest, and whether its structure is whole."""
-    _finish_adoption(folder)
     steps = dict(_steps(folder))
     critic = any((path / "critic").is_dir() for path in steps.values())
     told = _told(folder)

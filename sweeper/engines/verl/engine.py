@@ -17,6 +17,7 @@ from sweeper.engines.base import AttemptPaths, Config, Failure, Gang, Job, Progr
 from sweeper.engines.verl import (
     candidates,
     checkpoints,
+    deterministic,
     emitted,
     failures,
     job,
@@ -48,11 +49,13 @@ class VerlEngine:
             return broken  # there is nothing to write into
         if shape.device == "cpu":
             _lay_cpu(config, typed)
+        deterministic.bind(config, typed, shape)
         problems = names.bind(config, typed)  # after the overlay, whose defaults give way to a typed `tp`
         if names.TP in typed and config.get("tp") is None:
             config["tp"] = typed[names.TP]  # so that it is known to be the user's choice
         problems += _bind_clip(config, typed)
         _bind_cluster(config, typed, shape)
+        _bind_keep(config, typed)
         _bind_paths(config)
         _bind_model(config)
         _bind_data(config, typed)
@@ -63,7 +66,7 @@ class VerlEngine:
 
     def check(self, config: Config, shape: Shape) -> list[Problem]:
         """Every reason why verl could not run this here."""
-        return rules.check(config, shape)
+        return [*rules.check(config, shape), *deterministic.check(config, shape)]
 
     def gang(self, config: Config) -> Gang:
         """The nodes and ranks that verl asks Ray for."""
@@ -96,6 +99,10 @@ class VerlEngine:
     def relieve(self, config: Config, times: int) -> tuple[Config, str] | None:
         """Smaller micro-batches, then recomputing, then offloading, then less memory for the rollout."""
         return reliefs.relieve(config, times)
+
+    def knobs(self, config: Config) -> dict[str, float]:
+        """From the keys that verl reads."""
+        return names.knobs(config)
 
     def emits(self, config: Config) -> list[str]:
         """Metrics that verl's file logger will write."""
@@ -182,6 +189,20 @@ def _bind_cluster(config: Config, typed: Mapping[str, Any], shape: Shape) -> Non
     rollout = config["actor_rollout_ref"]["rollout"]
     if "actor_rollout_ref.rollout.n_gpus_per_node" not in typed:
         rollout["n_gpus_per_node"] = trainer["n_gpus_per_node"]
+
+
+def _bind_keep(config: Config, typed: Mapping[str, Any]) -> None:
+    """verl deletes all but the newest of each model's checkpoints while it trains. With one kept it deletes the old
+    policy before the new critic is whole (trainer_base.py:948), so that a kill would leave nothing: never fewer than
+    two here. What was typed under verl's name is what the sweep keeps too."""
+    keep, trainer = config["keep"], config["trainer"]
+    names = ("max_actor_ckpt_to_keep", "max_critic_ckpt_to_keep")
+    asked = [trainer[name] for name in names if f"trainer.{name}" in typed]
+    if asked and "keep.last" not in typed:
+        keep["last"] = None if None in asked else max(asked)
+    for name in names:
+        if f"trainer.{name}" not in typed:
+            trainer[name] = None if keep["last"] is None else max(2, int(keep["last"]))
 
 
 def _bind_paths(config: Config) -> None:
