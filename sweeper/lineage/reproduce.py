@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -64,6 +65,8 @@ class Plan:
     code: Path
     """The folder whose sweep.py makes it."""
     overrides: tuple[str, ...]
+    lock: int
+    """A descriptor that keeps that folder from being removed."""
     repointed: tuple[str, ...]
     """Config keys that name an input of the recorded content in other words; where there is one the fingerprint is
     another, for it is of the words."""
@@ -115,7 +118,7 @@ def planned(found: Found, *, here: bool = False, seeds: Sequence[int] = (), stri
         if seeds:
             lines = [line for line in lines if _key(line) != "seed"] + [f"seed={','.join(map(str, seeds))}"]
         moved = tuple(f"{path} is read from {place}" for path, place in places.items() if place != Path(path))
-        yield Plan(found, code.code, tuple(lines), repointed, differs, (*code.notes, *notes, *moved))
+        yield Plan(found, code.code, tuple(lines), code.lock, repointed, differs, (*code.notes, *notes, *moved))
 
 
 def run(plan: Plan, *, name: str | None, store: Path, quiet: bool = False) -> tuple[int, list[Found]]:
@@ -129,13 +132,18 @@ def run(plan: Plan, *, name: str | None, store: Path, quiet: bool = False) -> tu
         raise RequestError(Problem(f"a sweep named {sweep} is already in {store}", fix=f"--name {sweep}-2", key="name"))
     own = [f"name={sweep}", f"store={text_of(str(store))}", f"lineage.reproduces={text_of(str(plan.found.path))}"]
     command = [sys.executable, str(plan.code / "sweep.py"), *plan.overrides, *own, "output=plain"]
-    process = subprocess.Popen(command, env=_environ(plan.code), stdout=sys.stderr if quiet else None)
-    while True:
-        try:
-            code = process.wait()
-            break
-        except KeyboardInterrupt:  # the sweep got it too, and stops gently or, the second time, at once
-            continue
+    # It holds the code's lock too: were we killed, the code stays while the sweep runs.
+    process = subprocess.Popen(command, env=_environ(plan.code), stdout=2 if quiet else None, pass_fds=[plan.lock])
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        while True:
+            try:
+                code = process.wait()
+                break
+            except KeyboardInterrupt:  # the sweep got it too, and stops gently or, the second time, at once
+                continue
+    finally:
+        signal.signal(signal.SIGTERM, before)
     folder = SweepFolder(store / sweep)
     latest = [folder.latest_attempt(trial) for trial in folder.trial_ids()]
     return code, [load(at / RECORD) for at in latest if at is not None and (at / RECORD).is_file()]

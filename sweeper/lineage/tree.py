@@ -38,8 +38,8 @@ class Tree:
     """The root: it holds sweep.py, sweeper/ and conf/."""
     data: Path
     """An empty folder beside it, for inputs that are fetched."""
-    repository: Path | None
-    """The user's repository that has the commit; None where the code is taken as it lies."""
+    lock: int
+    """A descriptor that keeps it from being removed; for a child that may outlive us."""
     notes: tuple[str, ...] = ()
 
 
@@ -51,10 +51,10 @@ def rebuilt(found: Found, *, here: bool = False) -> Iterator[Tree]:
         RequestError: It cannot be had, or what is had is not what was recorded.
     """
     code = found.document["code"]
-    with _folder() as at:
+    with _folder() as (at, lock):
         (at / "data").mkdir()
         if here:
-            yield Tree(OURS, at / "data", OURS)
+            yield Tree(OURS, at / "data", lock)
             return
         if not code["commit"] and not code["patch"]:
             what = f"{found.name} was run from a folder without git, so that its code is not to be had"
@@ -65,7 +65,7 @@ def rebuilt(found: Found, *, here: bool = False) -> Iterator[Tree]:
         repository = _repository(found, str(code["commit"])) if code["commit"] else None
         _check_out(repository, code["commit"], code["remote"], at / "code")
         notes = _patched(found, at / "code")
-        yield Tree(_root(found, at / "code"), at / "data", repository, notes)
+        yield Tree(_root(found, at / "code"), at / "data", lock, notes)
 
 
 def check(found: Found, code: Tree, package_sha256: str | None) -> tuple[str, ...]:
@@ -102,7 +102,7 @@ def _root(found: Found, at: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _folder() -> Iterator[Path]:
+def _folder() -> Iterator[tuple[Path, int]]:
     """A new folder in the cache, locked while it is in use; those that nobody holds any more are removed."""
     root = cache.root() / "reproduce"
     root.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def _folder() -> Iterator[Path]:
     try:
         with contextlib.suppress(OSError):  # a file system without locks: nothing is pruned there
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield at
+        yield at, descriptor
     finally:
         shutil.rmtree(at, ignore_errors=True)
         lock.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper import engines
+from sweeper.checkpoints import manifest
 from sweeper.errors import Problem, RequestError
 from sweeper.lineage import curves, diff
 from sweeper.lineage.find import Found
@@ -99,6 +100,23 @@ def judge_config(found: Found, repointed: Sequence[str] = ()) -> Report:
         config = f"the same config but for the paths in {', '.join(repointed)}"
     facts = {"fingerprint": found.document["fingerprint"], "inputs": len(inputs), "repointed": list(repointed)}
     return Report("config", found.name, "pass", f"{config}, and {len(inputs)} inputs of the same content", facts)
+
+
+def altered_checkpoints(found: Found) -> list[str]:
+    """What of the recorded checkpoints is not as it was recorded, a line each; those that are gone are none of them."""
+    wrong: list[str] = []
+    for saved in found.document["checkpoints"]:
+        at, step = Path(saved["path"]), int(saved["step"])
+        try:
+            written = manifest.read(at.parent, step) if at.is_dir() else None
+            if written is None or manifest.retired(at.parent, written):
+                continue
+            if written.digest != saved["digest"]:
+                wrong.append(f"{at}: its manifest has digest {written.digest}, the record {saved['digest']}")
+            wrong += [f"{at}/{line}" for line in manifest.verify(at.parent, step)]
+        except (manifest.DamagedError, OSError) as error:
+            wrong.append(f"{at}: {error}")
+    return wrong
 
 
 def judge_exact(found: Found, again: Found) -> Report:
@@ -205,11 +223,17 @@ def claim(
 ) -> tuple[Report, Path | None]:
     """Judge a run at that tier, running what it takes; the verdict and the folder of what was run.
 
+    A recorded checkpoint whose content is another one now fails every tier, before anything is run.
+
     Raises:
         RequestError: it cannot be reproduced (reproduce.planned).
     """
     from sweeper.lineage import reproduce
 
+    if wrong := altered_checkpoints(found):
+        why = f"a checkpoint is not what was recorded: {wrong[0]}"
+        lines = tuple(f"  {line}" for line in wrong[1:SHOWN])
+        return Report(tier, found.name, "fail", why, {"checkpoints": wrong}, lines), None
     others = other_seeds(found, seeds) if tier == "statistical" else ()
     strict = tier == "exact" and not allow_env
     with reproduce.planned(found, here=here, seeds=others, strict=strict) as plan:

@@ -3,8 +3,10 @@ real record made by its code. Its metrics are written by hand: nothing is traine
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from records_fake import fake_parent, fake_run
+from records_fake import fake_input, fake_parent, fake_run
 
 from sweeper import cache
 from sweeper.cli.main import main
@@ -241,6 +243,39 @@ class TestData:
             line = next(line for line in plan.overrides if line.startswith("++environment.val="))
             assert Path(line.partition("=")[2].strip("'")).read_bytes() == source
 
+    def test_a_file_that_is_gone_comes_from_the_remote_of_dvc(self, tmp_path: Path) -> None:
+        """With real DVC: tracked, pushed to a folder, then gone from the tree and from the cache."""
+        repository = tmp_path / "tracked"
+        repository.mkdir()
+        rows(repository / "val.jsonl", "val")
+        content = (repository / "val.jsonl").read_bytes()
+
+        def dvc(*arguments: str) -> None:
+            command = [sys.executable, "-m", "dvc", *arguments, "-q"]
+            subprocess.run(command, cwd=repository, check=True, capture_output=True)
+
+        git(repository, "init", "-q")
+        dvc("init")
+        dvc("config", "core.analytics", "false")
+        dvc("remote", "add", "-d", "here", str(tmp_path / "remote"))
+        dvc("add", "val.jsonl")
+        dvc("push")
+        git(repository, "add", "-A")
+        git(repository, "commit", "-q", "-m", "data")
+        commit = git(repository, "rev-parse", "HEAD")
+        md5 = hashlib.md5(content).hexdigest()
+        (repository / "val.jsonl").unlink()
+        given = fake_input("val", str(repository / "val.jsonl"))
+        given["dvc"] = {"path": str(repository / "val.jsonl.dvc"), "md5": md5}
+        for place in ("cache", "remote"):
+            target = tmp_path / place / "brought" / "val.jsonl"
+            reproduce._from_dvc(given, repository, commit, target)
+            assert target.read_bytes() == content, place
+            shutil.rmtree(repository / ".dvc/cache", ignore_errors=True)
+        shutil.rmtree(tmp_path / "remote/files")
+        why = reproduce._from_dvc(given, repository, commit, tmp_path / "gone/val.jsonl")
+        assert "DVC could not get it" in why
+
     def test_what_is_built_is_compared_too(self, run: Run, tmp_path: Path) -> None:
         def other(document: dict[str, Any]) -> None:
             next(r for r in document["inputs"] if r["role"] == "model")["sha256"] = "1" * 64
@@ -261,8 +296,6 @@ class TestCode:
         found = altered(run, tmp_path, lambda document: None)
         patch = found.path.with_name("code.patch")
         patch.write_text("--- a/sweep.py\n+++ b/sweep.py\n@@ -1,2 +1,2 @@\n-not there\n+new\n at all\n")
-        import hashlib
-
         document = json.loads(found.path.read_text())
         document["code"]["patch"]["sha256"] = hashlib.sha256(patch.read_bytes()).hexdigest()
         found.path.write_text(json.dumps(document))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from records_fake import CURVE, fake_input, fake_run
 
+from sweeper.checkpoints import manifest
 from sweeper.cli.main import main
 from sweeper.errors import RequestError
 from sweeper.lineage import verify
@@ -119,6 +121,38 @@ class TestConfig:
         assert report.code == 1 and "actor.lr: 0.001 -> 0.01" in report.text()
         data = run(tmp_path, "u/000", inputs=[fake_input("train", "/data/train.parquet", sha256="1" * 64)])
         assert "train" in verify.same_config(a, data).why
+
+
+class TestCheckpoints:
+    def recorded(self, tmp_path: Path) -> tuple[Found, Path]:
+        """A fake run with a fake checkpoint and the manifest that is written after a save."""
+        folder = tmp_path / "s/trials/000/checkpoints"
+        weights = folder / "global_step_2/actor/model.pt"
+        weights.parent.mkdir(parents=True)
+        weights.write_bytes(b"weights")
+        written = manifest.write(folder, 2, trial="000", attempt=1)
+        assert written is not None
+        saved = {"step": 2, "path": str(folder / "global_step_2"), "digest": written.digest, "bytes": 7, "files": 1}
+        return run(tmp_path, "s/000", checkpoints=[saved]), weights
+
+    def test_a_whole_one_and_one_that_is_gone_are_fine(self, tmp_path: Path) -> None:
+        found, weights = self.recorded(tmp_path)
+        assert verify.altered_checkpoints(found) == []
+        shutil.rmtree(weights.parent)
+        assert verify.altered_checkpoints(found) == []
+
+    def test_one_flipped_byte_fails_every_tier_and_names_the_file(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        found, weights = self.recorded(tmp_path)
+        weights.write_bytes(b"weightt")
+        for tier in verify.TIERS:
+            assert main(["verify", str(found.path), "--tier", tier]) == 1
+            said = capsys.readouterr().out
+            assert said.startswith("FAIL") and "actor/model.pt" in said
+        again = manifest.write(weights.parents[2], 2)
+        assert again is not None, "a manifest that was made to fit"
+        assert again.digest in verify.altered_checkpoints(found)[0]
 
 
 @pytest.mark.parametrize(
