@@ -61,6 +61,8 @@ class Candidate:
     def means(self) -> dict[int, float]:
         """Step -> mean score, of the steps at which every trial has one."""
         curves = [self.scores.get(trial, {}) for trial in self.trials]
+        if len(curves) == 1:
+            return dict(sorted(curves[0].items()))
         shared = set.intersection(*(set(c) for c in curves)) if curves else set()
         return {step: fmean(c[step] for c in curves) for step in sorted(shared)}
 
