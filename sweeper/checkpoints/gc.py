@@ -70,8 +70,9 @@ def survey(store: Path, name: str | None = None, asked: Keep | None = None, *, f
     `asked`: what is kept, where it is not None, instead of what each sweep was started with.
 
     Raises:
-        RequestError: There is no such sweep.
+        RequestError: There is no such sweep, or so little cannot be kept.
     """
+    _possible(asked)
     names = [name] if name else sorted(p.parent.name for p in store.glob("*/sweep.json"))
     made = Survey(freed=0 if free else None)
     for each in names:
@@ -228,9 +229,13 @@ def _merged(keep: Keep, asked: Keep | None) -> Keep:
     if asked is None:
         return keep
     said = {name: getattr(asked, name) for name in ("last", "top_k", "gb") if getattr(asked, name) is not None}
-    if any(value < (0 if name == "gb" else 1) for name, value in said.items()):
-        raise RequestError(Problem("--last and --top-k are at least 1, --gb at least 0", fix="sweeper gc --help"))
     return replace(keep, **said)
+
+
+def _possible(asked: Keep | None) -> None:
+    counts = [n for n in (asked.last, asked.top_k) if n is not None] if asked else []
+    if any(n < 1 for n in counts) or (asked and asked.gb is not None and not asked.gb >= 0):
+        raise RequestError(Problem("--last and --top-k are at least 1, --gb at least 0", fix="sweeper gc --help"))
 
 
 def render(found: Survey) -> Iterator[str]:
