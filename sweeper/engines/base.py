@@ -182,6 +182,10 @@ class Engine(Protocol):
         """One parsed line of the metrics file; None when it carries no step."""
         ...
 
+    def exact(self, config: Mapping[str, Any]) -> bool:
+        """Whether two runs of that bound config are promised to be the same to the last bit."""
+        ...
+
     def of_machine(self, metric: str) -> bool:
         """Whether a metric measures the machine (time, memory, throughput). Every other one is the same to the last bit
         in two runs of the same deterministic config: that is what an exact reproduction is judged by."""
@@ -199,6 +203,11 @@ class Engine(Protocol):
     def relieve(self, config: Config, times: int) -> tuple[Config, str] | None:
         """The config with less memory needed, for the attempt after the `times`-th (from 1) that ran out of it, and
         what was changed, in one line; placement only, so that its fingerprint stays. None: there is nothing left."""
+        ...
+
+    def knobs(self, config: Config) -> dict[str, float]:
+        """What `lr`, `kl` (0: no KL term) and `tp` are in a bound config, whoever set them; one that it has not is not
+        there."""
         ...
 
     def emits(self, config: Config) -> list[str]:

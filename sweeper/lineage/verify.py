@@ -25,6 +25,7 @@ from typing import Any
 
 from sweeper import engines
 from sweeper.checkpoints import manifest
+from sweeper.engines.base import Engine
 from sweeper.errors import Problem, RequestError
 from sweeper.lineage import curves, diff
 from sweeper.lineage.find import Found
@@ -82,11 +83,11 @@ class Report:
 
 def default_tier(found: Found) -> str:
     """`exact` where the record says that the run was deterministic, else `statistical`."""
-    document = found.document
-    asked = document["config"].get("deterministic", "auto")
-    return (
-        "exact" if asked is True or (asked in ("auto", None) and not document["environment"]["gpus"]) else "statistical"
-    )
+    return "exact" if _engine(found).exact(found.document["config"]) else "statistical"
+
+
+def _engine(found: Found) -> Engine:
+    return engines.get(str(found.document["environment"]["engine"]["name"]))
 
 
 def judge_config(found: Found, repointed: Sequence[str] = ()) -> Report:
@@ -125,7 +126,7 @@ def judge_exact(found: Found, again: Found) -> Report:
     Steps that the new run has beyond the recorded ones are not judged: a run that was ended early is reproduced whole.
     A recorded step that the new run has not is a difference.
     """
-    engine = engines.get(str(found.document["environment"]["engine"]["name"]))
+    engine = _engine(found)
     recorded, new = (curves.read(run.metrics, engine, run.document["config"]) for run in (found, again))
     of = {"against": again.name, "lineage": str(again.path)}
     for run, curve in ((found, recorded), (again, new)):

@@ -12,7 +12,7 @@ from sweeper import engines
 from sweeper.config import hydra_app, tree
 from sweeper.config.compose import compose_points
 from sweeper.config.space import read
-from sweeper.engines.base import AttemptPaths, Config, Engine, Saved, Shape
+from sweeper.engines.base import AttemptPaths, Config, Engine, Saved, Shape, Sound
 from sweeper.errors import SweeperError
 from sweeper.trial.identity import fingerprint
 
@@ -137,6 +137,10 @@ def test_our_own_names_always_matter(engine: Engine, name: str) -> None:
 def test_an_empty_folder_has_no_checkpoint_and_nothing_is_written(engine: Engine, tmp_path: Path) -> None:
     assert engine.checkpoint(tmp_path) is None
     assert engine.checkpoint(tmp_path / "missing") is None
+    for folder in (tmp_path, tmp_path / "missing"):
+        assert engine.sound(folder) == Sound(None)
+        assert engine.kept(folder) == []
+        assert engine.leftovers(folder) == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -157,3 +161,11 @@ def test_every_placement_can_run_and_is_the_same_trial(engine: Engine) -> None:
             tree.put(changed, key, value)
         assert fingerprint(changed) == identity
         assert engine.check(changed, CPU) == []
+
+
+def test_what_two_runs_of_a_cpu_config_share_is_said(engine: Engine) -> None:
+    """The default trial on a CPU is promised to be the same again, but for what measures the machine."""
+    config = bound(engine)
+    assert engine.exact(config)
+    assert not engine.exact(bound(engine, "deterministic=false"))
+    assert {engine.of_machine(name) for name in engine.emits(config)} == {True, False}

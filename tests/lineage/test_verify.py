@@ -156,18 +156,17 @@ class TestCheckpoints:
 
 
 @pytest.mark.parametrize(
-    ("config", "gpus", "tier"),
+    ("asked", "device", "tier"),
     [
-        ({}, [], "exact"),
-        ({"deterministic": "auto"}, ["H100"], "statistical"),
-        ({"deterministic": True}, ["H100"], "exact"),
-        ({"deterministic": False}, [], "statistical"),
+        ("auto", "cpu", "exact"),
+        ("auto", "cuda", "statistical"),
+        (True, "cuda", "exact"),
+        (False, "cpu", "statistical"),
     ],
 )
-def test_the_tier_is_what_the_record_promises(
-    tmp_path: Path, config: dict[str, Any], gpus: list[str], tier: str
-) -> None:
-    assert verify.default_tier(run(tmp_path, "s/000", config=config, environment={"gpus": gpus})) == tier
+def test_the_tier_is_what_the_record_promises(tmp_path: Path, asked: Any, device: str, tier: str) -> None:
+    found = run(tmp_path, "s/000", config={"deterministic": asked, "trainer": {"device": device}})
+    assert verify.default_tier(found) == tier
 
 
 class TestTheCommand:

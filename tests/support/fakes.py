@@ -65,6 +65,9 @@ class FakeEngine:
             line["step"], {"score": score}, reward=score, score=score, step_s=0.1, signals=line.get("signals") or {}
         )
 
+    def exact(self, config: Mapping[str, Any]) -> bool:
+        return True
+
     def of_machine(self, metric: str) -> bool:
         return metric.startswith("time")
 
@@ -74,6 +77,9 @@ class FakeEngine:
         for word, other in (("MemoryError", "out-of-memory"), ("NanError", "nan")):
             kind = other if word in log else kind
         return Failure(kind, f"{kind} {lines[0] if lines else ''}", lines)
+
+    def knobs(self, config: Mapping[str, Any]) -> dict[str, float]:
+        return {name: config[name] for name in ("lr", "kl", "tp") if config.get(name) is not None}
 
     def hung_at(self, log: str) -> list[str]:
         return [line for line in log.splitlines() if line.startswith("File ")]

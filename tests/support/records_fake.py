@@ -32,7 +32,11 @@ def fake_document(folder: Path, **changes: Any) -> dict[str, Any]:
         "overrides": ["algorithm=grpo"],
         "identity": {"seed": 1, "actor.lr": 0.001},
         "placement": {"actor.micro": 8, "trainer.dir": str(folder.parent / "checkpoints"), "name": sweep},
-        "config": {"engine": {"name": "verl", "python": None, "env": {}}, "objective": {"metric": "auto"}},
+        "config": {
+            "engine": {"name": "verl", "python": None, "env": {}},
+            "objective": {"metric": "auto"},
+            "trainer": {"device": "cpu"},
+        },
         "inputs": [fake_input("train", "/data/train.parquet")],
         "code": {
             "root": "/src",

@@ -51,6 +51,13 @@ def bind(config: Config, typed: Mapping[str, Any], shape: Shape) -> None:
             tree.put(config, key, value)
 
 
+def promised(config: Mapping[str, Any]) -> bool:
+    """Whether the same seed gives the same run, bit for bit, by a config that is bound and has no problem."""
+    asked = config.get(KEY, "auto")
+    on_cpu = (config.get("trainer") or {}).get("device") == "cpu"
+    return asked is True or (asked == "auto" and on_cpu and (config.get("engine") or {}).get("rollout") != VLLM)
+
+
 def check(config: Config, shape: Shape) -> list[Problem]:
     """Why `deterministic=true` cannot be kept in this config."""
     if config[KEY] is not True:

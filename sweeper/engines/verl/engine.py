@@ -84,6 +84,10 @@ class VerlEngine:
         """A line of verl's file logger."""
         return metrics.progress(line, config)
 
+    def exact(self, config: Mapping[str, Any]) -> bool:
+        """Whether `deterministic` holds."""
+        return deterministic.promised(config)
+
     def of_machine(self, metric: str) -> bool:
         """verl's timings, throughput and memory."""
         return metrics.of_machine(metric)
