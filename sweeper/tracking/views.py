@@ -42,7 +42,7 @@ def _view(*, group: bool) -> dict[str, Any]:
     arm = {"mode": "tag", "groupByData": "sweeper.arm"}
     return {
         "searchFilter": "tags.`sweeper.kind` != 'sweep'",
-        "orderByKey": "attributes.start_time",
+        "orderByKey": "metrics.`score`",  # by the time they started, trials would be folded into their sweep
         "orderByAsc": False,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
@@ -54,13 +54,13 @@ def _view(*, group: bool) -> dict[str, Any]:
             "tags.`sweeper.state`",
             *(f"params.`{axis}`" for axis in AXES),
             "metrics.`score`",
-            "metrics.`reward`",
         ],
         "runsHiddenMode": "SHOW_ALL",
         "hideEmptyCharts": True,
         "useGroupedValuesInCharts": True,
         "groupBy": {"aggregateFunction": "average", "groupByKeys": [arm]} if group else None,
         "compareRunSections": [section],
+        "isAccordionReordered": True,  # else the sections of all other metrics come first
         "compareRunCharts": [
             _line("score", "Validation score by step"),
             {**_chart("parallel", "PARALLEL"), "selectedParams": list(AXES), "selectedMetrics": ["score"]},

@@ -56,6 +56,13 @@ def bind(config: Config, explicit: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
+def knobs(config: Config) -> dict[str, float]:
+    """What `lr`, `kl` and `tp` are in a bound config. The KL term is that of the gates that are open."""
+    gates = [tree.get(config, coefficient) for switch, coefficient in GATES.values() if tree.get(config, switch)]
+    found = {"lr": tree.get(config, LR), "kl": sum(g or 0 for g in gates), "tp": tree.get(config, TP)}
+    return {name: value for name, value in found.items() if isinstance(value, int | float)}
+
+
 _ABSENT = object()
 
 FSDP = (f"{ACTOR}.fsdp_config", "actor_rollout_ref.ref.fsdp_config", "critic.fsdp")
