@@ -31,9 +31,12 @@ from sweeper.trial.records import versions
 
 ENVIRONMENT, MODEL, SWEEP = (places.REQUEST / f"{name}.json" for name in ("environment", "model", "sweep"))
 
-INSIDE_THE_TRAINER: Mapping[str, tuple[str, ...]] = {"verl": ("engines/verl/cpu", "engines/verl/resume.py")}
-"""Engine -> its modules that the trainer itself loads: the only code of ours that a training's result comes from. All
-other code decides what is run and how it is recorded; what builds data and models has versions of its own."""
+INSIDE_THE_TRAINER: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("verl", "cpu"): ("engines/verl/cpu", "engines/verl/resume.py"),
+    ("verl", "cuda"): ("engines/verl/resume.py",),
+}
+"""Engine and device -> modules that the trainer itself loads: the only code of ours that a result comes from. All other
+code decides what is run and how it is recorded; what builds data and models has versions of its own."""
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -84,14 +87,14 @@ def described(plan: Plan) -> dict[str, Any]:
     """What the sweep of a plan is: equal for two plans exactly when their sweeps should have the same result."""
     config = next(configs(plan))
     engine = str(config["engine"]["name"])
-    on_cpu = any(shape.device == "cpu" for shape in plan.shapes.values())
+    inside = {path for shape in plan.shapes.values() for path in INSIDE_THE_TRAINER.get((engine, shape.device), ())}
     found = {
         "schema": 1,
         **request.describe(plan),
         "budgets": {arm.id: arm.budget for arm in plan.arms},
         "stop": config["stop"],
         "engine": versions(engine),
-        "code": dict(_code(INSIDE_THE_TRAINER.get(engine, ()))) if on_cpu else {},
+        "code": dict(_code(sorted(inside))),
     }
     here = json.dumps(f"{Path.cwd()}/")[1:-1]
     relative: dict[str, Any] = json.loads(json.dumps(found, default=str).replace(here, "./"))
