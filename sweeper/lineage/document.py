@@ -5,7 +5,7 @@ what is read is a record of this schema or one that is refused by name, never ha
 (schema.json, JSON Schema 2020-12) says the same as the code that writes. Only the standard library is imported until a
 record is checked against the schema.
 
-Layout: the record's own lines hold its sections, one line a leaf of the large ones, so that `diff` and `grep` work.
+Layout: a line a leaf, so that `diff` and `grep` work.
 """
 
 from __future__ import annotations
@@ -100,16 +100,12 @@ def write(folder: Path, document: Mapping[str, Any]) -> Path:
 
 
 def dump(document: Mapping[str, Any]) -> str:
-    """The record as text. A line a leaf of mappings and lists of the first level, and strict JSON as all records."""
+    """The record as text: a line a leaf, and strict JSON as all records."""
     sections = []
     for key, value in document.items():
-        if isinstance(value, Mapping) and value:
-            lines = ",\n".join(f"  {to_json(str(k))}: {to_json(v)}" for k, v in value.items())
-            text = f"{{\n{lines}\n }}"
-        elif isinstance(value, list | tuple) and value:
-            text = "[\n" + ",\n".join(f"  {to_json(v)}" for v in value) + "\n ]"
-        else:
-            text = to_json(value)
+        text = to_json(value, between=",\n  ")  # in one call: `indent` would take the encoder that is not in C
+        if isinstance(value, Mapping | list | tuple) and value:
+            text = f"{text[0]}\n  {text[1:-1]}\n {text[-1]}"
         sections.append(f" {to_json(key)}: {text}")
     return "{\n" + ",\n".join(sections) + "\n}\n"
 

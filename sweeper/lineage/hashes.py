@@ -114,6 +114,8 @@ class Hashes:
         """`cache_file`: by default `hashes.db` in the cache of this project; made when it is first needed."""
         self.path = cache_file or cache.root() / "hashes.db"
         self._lock = threading.Lock()
+        self._own: dict[str, tuple[tuple[int, int, int], str]] = {}
+        """What this process has asked for: path -> what the file was, and its hash."""
 
     def file(self, path: Path, fresh: bool = False) -> str:
         """The SHA-256 of a file's content.
@@ -152,19 +154,22 @@ class Hashes:
     # --- the memory ---
 
     def _known(self, wanted: Mapping[str, tuple[int, int, int]]) -> dict[str, str]:
-        found: dict[str, str] = {}
-        if not self.path.exists():
+        own = self._own
+        found = {path: own[path][1] for path, facts in wanted.items() if path in own and own[path][0] == facts}
+        if len(found) == len(wanted) or not self.path.exists():
             return found
         with contextlib.suppress(sqlite3.Error, OSError), self._lock, contextlib.closing(self._open()) as db:
-            for path, facts in wanted.items():
+            for path in wanted.keys() - found.keys():
                 row = db.execute("SELECT size, mtime_ns, inode, sha256 FROM files WHERE path = ?", (path,)).fetchone()
-                if row and tuple(row[:3]) == facts:
+                if row and tuple(row[:3]) == wanted[path]:
                     found[path] = str(row[3])
+                    own[path] = (wanted[path], found[path])
         return found
 
     def _learn(self, rows: Sequence[tuple[str, int, int, int, str]]) -> None:
         if not rows:
             return
+        self._own.update({path: ((size, mtime, inode), value) for path, size, mtime, inode, value in rows})
         with contextlib.suppress(sqlite3.Error, OSError), self._lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.closing(self._open()) as db:

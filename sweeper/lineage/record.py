@@ -25,7 +25,7 @@ from sweeper.errors import RequestError, SweeperError
 from sweeper.lineage import code, document, environment, inputs
 from sweeper.lineage.code import Code
 from sweeper.lineage.hashes import Hashes
-from sweeper.trial.identity import fingerprint_of, identity_leaves, placement_leaves, placement_of
+from sweeper.trial.identity import both_leaves, fingerprint_of, placement_of
 from sweeper.trial.records import AttemptFolder, SweepFolder, attempt_number, now, secret_name
 from sweeper.trial.spec import Trial
 
@@ -49,8 +49,8 @@ def leaves(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         TypeError: a leaf cannot be made canonical; the message names its key.
     """
-    patterns = placement_of(config)
-    return dict(sorted(identity_leaves(config, patterns))), dict(sorted(placement_leaves(config, patterns)))
+    identity, placement = both_leaves(config, placement_of(config))
+    return dict(sorted(identity.items())), dict(sorted(placement.items()))
 
 
 class Recorder:

@@ -94,9 +94,19 @@ def identity_leaves(config: Mapping[str, Any], placement: Sequence[str]) -> Iter
             yield key, _canonical(value, key)
 
 
-def placement_leaves(config: Mapping[str, Any], placement: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Every other leaf, dotted key -> value as it is, unsorted."""
-    return ((key, value) for key, value, mine in _told_apart(config, placement) if not mine)
+def both_leaves(config: Mapping[str, Any], placement: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Every identity leaf, and every other one (dotted key -> value as it is), unsorted; each leaf is in one of them.
+
+    Raises:
+        TypeError: a leaf cannot be made canonical; the message names its key.
+    """
+    identity, rest = {}, {}
+    for key, value, mine in _told_apart(config, placement):
+        if mine:
+            identity[key] = _canonical(value, key)
+        else:
+            rest[key] = value
+    return identity, rest
 
 
 def fingerprint_of(leaves: Mapping[str, Any]) -> str:

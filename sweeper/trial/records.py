@@ -80,15 +80,19 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, to_json(value, indent=2) + "\n")
 
 
-def to_json(value: Any, *, indent: int | None = None) -> str:
+def to_json(value: Any, *, indent: int | None = None, between: str | None = None) -> str:
     """Strict JSON: NaN and the infinities, which JSON has not, become the strings `NaN`, `Infinity`, `-Infinity`.
 
     Python's own `json` writes them bare, which most other readers refuse; `float()` reads the strings back.
+    `between`: what stands between two items instead of `, `.
     """
+    separators = None if between is None else (between, ": ")
     try:
-        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False, default=str)
+        return json.dumps(value, indent=indent, separators=separators, ensure_ascii=False, allow_nan=False, default=str)
     except ValueError:
-        return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False, default=str)
+        return json.dumps(
+            _finite(value), indent=indent, separators=separators, ensure_ascii=False, allow_nan=False, default=str
+        )
 
 
 def _finite(value: Any) -> Any:
