@@ -131,7 +131,13 @@ def run(plan: Plan, *, name: str | None, store: Path, quiet: bool = False) -> tu
     if (store / sweep).exists():
         raise RequestError(Problem(f"a sweep named {sweep} is already in {store}", fix=f"--name {sweep}-2", key="name"))
     own = [f"name={sweep}", f"store={text_of(str(store))}", f"lineage.reproduces={text_of(str(plan.found.path))}"]
-    command = [sys.executable, str(plan.code / "sweep.py"), *plan.overrides, *own, "output=plain"]
+    command = [
+        sys.executable,
+        str(plan.code / "sweep.py"),
+        *plan.overrides,
+        *own,
+        f"output={'plain' if quiet else 'auto'}",
+    ]
     # It holds the code's lock too: were we killed, the code stays while the sweep runs.
     process = subprocess.Popen(command, env=_environ(plan.code), stdout=2 if quiet else None, pass_fds=[plan.lock])
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())

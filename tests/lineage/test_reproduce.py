@@ -381,6 +381,7 @@ def test_a_probed_placement_is_run_again(run: Run, tmp_path: Path) -> None:
 def test_other_seeds_are_asked_for_in_one_sweep(run: Run) -> None:
     with reproduce.planned(run.found(), seeds=[7, 8]) as plan:
         assert [line for line in plan.overrides if line.startswith("seed=")] == ["seed=7,8"]
+        assert reproduce.ask(plan.code, plan.overrides, build=False)["trials"] == 2
 
 
 def test_a_searched_trial_is_run_without_its_search() -> None:

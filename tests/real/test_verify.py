@@ -1,0 +1,136 @@
+"""Real trials from a fresh clone, verified from another folder; one flipped value or byte is found and named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.real
+
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = ["trainer.total_training_steps=2", "trainer.test_freq=2", "trainer.save_freq=2", "data.val_max_samples=64"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A fresh clone, a folder to work in beside it, and the runs that were made there."""
+
+    clone: Path
+    folder: Path
+
+    def sweeper(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """The command, of the clone, whatever is installed."""
+        return subprocess.run(
+            [sys.executable, "-m", "sweeper.cli.main", *arguments],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": str(self.clone)},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def attempt(self, name: str) -> Path:
+        sweep, _, trial = name.partition("/")
+        return self.folder / "runs" / sweep / "trials" / trial / "attempt-1"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """GRPO and PPO, two steps each, trained by a clone of this repository as it lies, changes included."""
+    at = tmp_path_factory.mktemp("verify")
+    clone, folder = at / "clone", at / "elsewhere"
+    folder.mkdir()
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
+    changed = subprocess.run(
+        ["git", "-C", str(ROOT), "diff", "--binary", "HEAD"], capture_output=True, check=True
+    ).stdout
+    if changed:
+        subprocess.run(["git", "-C", str(clone), "apply", "--binary"], input=changed, check=True)
+    (clone / "untracked.txt").write_text("so that there is a patch\n")
+    made = Place(clone, folder)
+    done = made.sweeper("run", "algorithm=grpo,ppo", *SHORT, "name=first", "cluster.device=cpu", "tracking=none")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    yield made
+    shutil.rmtree(at, ignore_errors=True)
+
+
+@pytest.mark.parametrize(("trial", "algorithm"), [("000", "grpo"), ("001", "ppo")])
+def test_a_trial_is_the_same_to_the_last_bit_when_it_is_rebuilt_from_its_record(
+    place: Place, trial: str, algorithm: str
+) -> None:
+    record = place.attempt(f"first/{trial}") / "lineage.json"
+    assert f"algorithm={algorithm}" in json.loads(record.read_text())["overrides"]
+    before = record.read_bytes()
+    done = place.sweeper("verify", str(record), "--json", "--name", f"again-{algorithm}")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    report = json.loads(done.stdout)
+    assert (report["verdict"], report["tier"]) == ("pass", "exact")
+    assert report["steps"] == 3 and report["values"] > 100, "step 0, the validation before training, and two steps"
+    assert record.read_bytes() == before
+    again = json.loads(Path(report["lineage"]).read_text())
+    first = json.loads(before)
+    assert again["fingerprint"] == first["fingerprint"]
+    assert [p["relation"] for p in again["parents"]] == ["reproduces"]
+    assert again["code"]["commit"] == first["code"]["commit"] and again["code"]["root"] != first["code"]["root"]
+    assert again["code"]["patch"] == first["code"]["patch"] is not None, "the very same difference, captured again"
+    assert not Path(again["code"]["root"]).exists(), "the checkout is gone"
+    compared = place.sweeper("diff", str(record), report["lineage"])
+    assert compared.returncode == 0, compared.stdout
+
+
+def test_one_flipped_value_fails_and_is_named(place: Place, tmp_path: Path) -> None:
+    """Judged against the other run that is there, so that nothing is trained again."""
+    forged = tmp_path / "forged"
+    shutil.copytree(place.attempt("first/000"), forged)
+    lines = [json.loads(line) for line in (forged / "metrics.jsonl").read_text().splitlines()]
+    at = next(line for line in lines if line["step"] == 2 and "actor/entropy" in line["data"])
+    at["data"]["actor/entropy"] += 1e-12
+    (forged / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = place.sweeper("verify", "first/000", "--against", str(forged / "lineage.json"))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "step 2, actor/entropy" in done.stdout
+
+
+def test_one_flipped_byte_in_a_checkpoint_fails_and_is_named(place: Place) -> None:
+    weights = next((place.attempt("first/000").parent / "checkpoints").glob("global_step_2/actor/model_*.pt"))
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    done = place.sweeper("verify", "first/000")
+    assert done.returncode == 1 and weights.name in done.stdout, done.stdout + done.stderr
+
+
+def test_one_flipped_byte_in_data_is_refused_before_anything_is_run(place: Place, tmp_path: Path) -> None:
+    record = json.loads((place.attempt("first/001") / "lineage.json").read_text())
+    train = next(row for row in record["inputs"] if row["role"] == "train")
+    built = Path(train["path"]).parent
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for other in built.parent.iterdir():
+        if other.is_dir() and other != built and not other.name.startswith("."):
+            (cache / other.name).symlink_to(other)
+    shutil.copytree(built, cache / built.name)
+    content = bytearray((cache / built.name / "train.parquet").read_bytes())
+    content[len(content) // 2] ^= 1
+    (cache / built.name / "train.parquet").write_bytes(content)
+    done = subprocess.run(
+        [sys.executable, "-m", "sweeper.cli.main", "verify", "first/001", "--name", "never"],
+        cwd=place.folder,
+        env={**os.environ, "PYTHONPATH": str(place.clone), "SWEEPER_CACHE": str(cache)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "train" in done.stderr and train["sha256"] in done.stderr
+    assert not (place.folder / "runs/never").exists()
