@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from sweeper.checkpoints import manifest
+
 sys.path.insert(0, str(Path(__file__).parent))
 import launch
 
 pytestmark = pytest.mark.real
 
-STEPS = 4  # of GRPO and PPO, which save at half of them; the others train that half
+STEPS = 4  # of GRPO and PPO; the others train half of them. Each saves at half of its own.
 HALF = STEPS // 2
 ALGORITHMS = {
     "grpo": ["kl=0"],
@@ -23,19 +25,25 @@ ALGORITHMS = {
     "reinforce_plus_plus": ["kl=0"],
     "remax": ["kl=0"],
 }
+IN_CI = ("grpo", "ppo")
+RESUMED = [a if a in IN_CI else pytest.param(a, marks=pytest.mark.long) for a in ALGORITHMS]
 VARIANTS = ["dapo", "gspo", "dr_grpo", "reinforce_plus_plus_baseline", "opo"]
 
 Trained = Callable[[str], tuple[Path, launch.Run]]
 
 
+def steps_of(algorithm: str) -> int:
+    return STEPS if algorithm in IN_CI else HALF
+
+
 def overrides(algorithm: str, *more: str, steps: int | None = None) -> list[str]:
-    total = steps or (STEPS if algorithm in ("grpo", "ppo") else HALF)
+    total = steps or steps_of(algorithm)
     return [
         f"algorithm={algorithm}",
         *ALGORITHMS[algorithm],
         "data.val_max_samples=64",
         f"trainer.total_training_steps={total}",
-        f"trainer.save_freq={HALF}",
+        f"trainer.save_freq={steps_of(algorithm) // 2}",
         f"trainer.test_freq={HALF}",
         "trainer.max_actor_ckpt_to_keep=null",
         "trainer.max_critic_ckpt_to_keep=null",
@@ -68,7 +76,7 @@ def test_an_algorithm_trains(trained: Trained, algorithm: str) -> None:
     _, run = trained(algorithm)
     assert run.code == 0, run.log[-4000:]
     steps = [line for line in run.lines if "actor/pg_loss" in line["data"]]
-    assert len(steps) == (STEPS if algorithm in ("grpo", "ppo") else HALF)
+    assert len(steps) == steps_of(algorithm)
     for line in steps:
         assert all(math.isfinite(v) for v in line["data"].values() if isinstance(v, float))
         assert line["data"]["actor/grad_norm"] > 0
@@ -77,6 +85,9 @@ def test_an_algorithm_trains(trained: Trained, algorithm: str) -> None:
     scores = [v for line in run.lines for k, v in line["data"].items() if k.startswith("val-core/")]
     assert len(scores) >= 2
     assert all(0 <= score <= 1 for score in scores)
+    written = [made.step for made in manifest.listed(run.checkpoints)]
+    assert written == [steps_of(algorithm) // 2, steps_of(algorithm)], "each has a manifest, the V0 trainer's too"
+    assert [manifest.verify(run.checkpoints, step) for step in written] == [[], []]
     saved = run.checkpoints / f"global_step_{HALF}/actor/model_world_size_1_rank_0.pt"
     after = torch.load(saved, weights_only=False)
     with initialized():
@@ -105,21 +116,22 @@ def test_another_seed_is_another_run(trained: Trained, tmp_path: Path) -> None:
     assert other.by_step()[1] != first.by_step()[1]
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+@pytest.mark.parametrize("algorithm", RESUMED)
 def test_a_resumed_run_is_the_uninterrupted_one(trained: Trained, algorithm: str, tmp_path: Path) -> None:
     _, first = trained(algorithm)
+    half = steps_of(algorithm) // 2
     resumed = launch.run(
         tmp_path / "resumed",
         *overrides(
             algorithm,
             "trainer.resume_mode=resume_path",
-            f"trainer.resume_from_path={first.checkpoints}/global_step_{HALF}",
+            f"trainer.resume_from_path={first.checkpoints}/global_step_{half}",
             "trainer.val_before_train=false",
         ),
     )
     assert resumed.code == 0, resumed.log[-4000:]
     expected, got = first.by_step(), resumed.by_step()
-    assert sorted(got) == list(range(HALF + 1, STEPS + 1))
+    assert sorted(got) == list(range(half + 1, steps_of(algorithm) + 1))
     for step, line in got.items():
         assert line == expected[step]
 
