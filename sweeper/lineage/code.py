@@ -259,6 +259,7 @@ def _difference(git: _Git, exclude: Sequence[Path]) -> tuple[bytes, tuple[str, .
     taken, left_out = _sorted_out(git.top, _ours_removed(git.top, untracked, exclude))
     git.run("add", "--update", "--ignore-errors", ".")
     git.run("update-index", "--add", "--remove", "-z", "--stdin", given=b"".join(os.fsencode(p) + b"\0" for p in taken))
+    left_out += [LeftOut(path, 0, "repository") for path in _edited_submodules(git)]
     base = git.commit or git.text("hash-object", "-t", "tree", "/dev/null")
     listed = _names(git.run("diff-index", "--cached", "--name-status", "--no-renames", "-z", base))
     changed = dict(zip(listed[1::2], listed[::2], strict=False))
@@ -277,6 +278,15 @@ def _difference(git: _Git, exclude: Sequence[Path]) -> tuple[bytes, tuple[str, .
     without = {f.path for f in left_out}
     said = tuple(f"{'?' if p in new else status} {p}" for p, status in sorted(changed.items()) if p not in without)
     return patch, said, tuple(sorted(left_out, key=lambda f: f.path))
+
+
+def _edited_submodules(git: _Git) -> list[str]:
+    """Submodules with changes or files of their own that are in no commit; a patch has but their commit's number."""
+    if not (git.top / ".gitmodules").exists():
+        return []
+    told = _names(git.run("status", "--porcelain=v2", "-z", "--untracked-files=no", "--ignore-submodules=none"))
+    entries = [line.split(" ", 8) for line in told if line.startswith("1 ")]  # git-status(1): 1 XY sub ... path
+    return [e[8] for e in entries if e[2][0] == "S" and e[2][2:] != ".."]
 
 
 def _patch(git: _Git, base: str, changed: Mapping[str, str], left_out: Iterable[LeftOut]) -> bytes:

@@ -213,6 +213,22 @@ def test_a_repository_inside_is_named(repo: Path) -> None:
     assert found.dirty
 
 
+def test_a_submodule_with_changes_of_its_own_is_named(repo: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    git(other, "init", "-q")
+    (other / "a.py").write_text("a\n")
+    git(other, "add", "-A")
+    git(other, "commit", "-q", "-m", "x")
+    git(repo, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(other), "sub module")
+    git(repo, "commit", "-q", "-m", "a submodule")
+    assert not code.capture(repo).dirty
+    (repo / "sub module" / "a.py").write_text("b\n")
+    found = code.capture(repo)
+    assert [(f.path, f.why) for f in found.left_out] == [("sub module", "repository")]
+    assert found.dirty
+
+
 def test_no_secret_is_in_the_patch(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = "hunter2-correct-horse"
     monkeypatch.setenv("WANDB_API_KEY", secret)
