@@ -15,6 +15,7 @@ import pytest
 from fakes import FakeArm, FakeCluster, FakeDisplay, FakeEngine, FakeTracker, fake_size, fake_trial
 
 from sweeper.checkpoints import manifest
+from sweeper.clusters.base import Exit
 from sweeper.engines.base import Job
 from sweeper.errors import RequestError
 from sweeper.lineage import code, document, environment, inputs, record
@@ -369,6 +370,27 @@ def test_an_attempt_that_found_no_ranks_says_so(tmp_path: Path, repo: Path) -> N
     assert bench.run() == {"000": "finished"}
     assert bench.record("000", 1)["result"]["reason"] == "not-started"
     assert bench.record("000", 2)["result"]["state"] == "finished"
+
+
+def test_an_attempt_that_outlived_its_controller_has_its_record_completed_by_the_next(
+    tmp_path: Path, repo: Path
+) -> None:
+    first = Bench(tmp_path / "runs", [fake_trial(0, hold=True)], repo)
+    first.controller._start()
+    (attempt,) = first.cluster.running
+    attempt.poll(), attempt.poll()
+    first.ledger.close()  # killed here
+    before = first.record()
+    (repo / "train.py").write_text("print(3)\n")  # what is edited meanwhile is not what it runs
+    cluster = FakeCluster(1)
+    cluster.left = {str(attempt.folder): attempt}
+    attempt._exit = Exit(0, "exit", "", 0.0)
+    again = Bench(tmp_path / "runs", [fake_trial(0, hold=True)], repo, cluster=cluster)
+    assert again.run() == {"000": "finished"}
+    after = again.record()
+    assert after["code"] == before["code"]
+    assert (before["result"], after["result"]["state"]) == (None, "finished")
+    assert {"lineage.json", "code.patch"} <= {p.name for p in again.tracker.of("trial_started")[0][-1]}
 
 
 # --- what may fail and what may not ---
