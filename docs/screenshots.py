@@ -3,9 +3,9 @@
     apt-get install chromium; pip install playwright     (in an environment of its own: --python says which)
     python docs/screenshots.py [--folder /tmp/demo] [--out docs/images] [--python PYTHON]
 
-The trials are fakes: their curves are formulas, no model was trained. What writes them is the tracker of every sweep. The
-part that drives the browser runs in the interpreter that has playwright; it fails if something that the page promises
-is not on the screen.
+The trials are fakes: their curves are formulas, no model was trained. What writes them is the tracker of every sweep.
+The part that drives the browser runs in the interpreter that has playwright; it fails if something that the page
+promises is not on the screen.
 """
 
 from __future__ import annotations
@@ -53,7 +53,11 @@ def main() -> None:
     with ui(args.folder) as server:
         address = server + page.partition("5000")[2]
         command = [args.python, str(HERE), "--address", address, "--out", str(args.out)]
-        subprocess.run(command, check=True, timeout=600)
+        subprocess.run(command, check=True, timeout=1800)
+    from PIL import Image
+
+    for picture in args.out.glob("mlflow-*.png"):  # half the size, and no difference to be seen
+        Image.open(picture).convert("RGB").quantize(128).save(picture, optimize=True)
 
 
 def fake_sweep(folder: Path) -> str:
@@ -66,12 +70,12 @@ def fake_sweep(folder: Path) -> str:
     os.chdir(folder)
     sweep = folder / "runs" / "grid"
     sweep.mkdir(parents=True)
-    tracker = MlflowTracker(f"sqlite:///{folder}/mlflow.db", warn=lambda text: sys.exit(text))
+    tracker = MlflowTracker(f"sqlite:///{folder}/mlflow.db", warn=sys.exit)
     tracker.sweep_started("grid", "demo", {"sweeper.folder": str(sweep)}, {"overrides": "fake"})
     best = (0.0, "", Path())
     grid = [(a, lr, kl) for a in ("grpo", "ppo") for lr in (5e-5, 2e-4, 1e-3) for kl in (0.0, 0.01)]
     for number, (arm, lr, kl) in enumerate(grid):
-        trial, tp = f"{number:03d}", 1 + number % 2
+        trial, tp = f"{number:03d}", 1 + number // 2 % 2
         attempt = sweep / "trials" / trial / "attempt-1"
         attempt.mkdir(parents=True)
         label = f"lr={lr:g} kl={kl:g}"
@@ -139,13 +143,21 @@ def pictures(address: str, out: Path) -> None:
             page.goto(url)
             for text in texts:
                 page.get_by_text(text, exact=False).first.wait_for()
+            page.wait_for_function("document.querySelectorAll('[role=progressbar], .ant-spin').length === 0")
             time.sleep(wait)  # charts are drawn in steps
             page.screenshot(path=out / f"{name}.png")
             print(name, "ok", flush=True)
 
-        shot("mlflow-charts", address, "Validation score by step", "grpo lr=0.0002", wait=8)
+        shot("mlflow-charts", address, "Parallel Coordinates", "grpo lr=0.0002", "Sweep", wait=8)
         shot("mlflow-runs", address.replace("CHART", "TABLE"), "grpo lr=0.0002", "algorithm=ppo")
-        shot("mlflow-arms", address.replace("=sweeper&", "=sweeper-arms&"), "Validation score by step", wait=8)
+        shot(
+            "mlflow-arms",
+            address.replace("=sweeper&", "=sweeper-arms&"),
+            "Parallel Coordinates",
+            "Sweep",
+            "sweeper.arm",
+            wait=8,
+        )
         api = f"{server}/api/2.0/mlflow/registered-models/get?name=demo"
         model = json.loads(page.request.get(api).text())["registered_model"]
         run = model["latest_versions"][0]["run_id"]

@@ -62,10 +62,9 @@ def digest(record: Record, *roles: str) -> str:
 
 
 def tags(record: Record) -> dict[str, str]:
-    """What runs are filtered by. The trial's own words (sweep, arm, seed, label) come with the call, not from here."""
+    """What runs are filtered by. The trial's own words (fingerprint, sweep, arm, seed) come with the call."""
     code = record["code"]
     found = {
-        "sweeper.fingerprint": record["fingerprint"],
         "sweeper.data": digest(record),
         "sweeper.commit": code["commit"] or "",
         "mlflow.source.git.commit": code["commit"] or "",  # the column `Version` of MLflow's table of runs

@@ -38,7 +38,9 @@ __all__ = ["MlflowTracker", "replay"]
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 FLUSH_S = 0.7
-"""Between two looks at what is to be sent: one batch a trial each time, however many steps came."""
+"""From one sending to the next, at least: one batch a trial each time, however many steps came."""
+GATHER_S = 0.05
+"""What comes after a rest waits so long for what comes with it."""
 MAX_PAUSE_S = 20.0
 """Longest pause between two tries while the store does not answer; they start at one second and double."""
 MAX_VALUES = 200_000
@@ -64,6 +66,7 @@ class MlflowTracker:
         self._attempts: dict[str, Any] = {}
         self._ids: dict[str, str] = {}
         self._experiment = ""
+        self._woken = threading.Event()
         self._closing = threading.Event()
         self._given_up = threading.Event()
         self._thread: threading.Thread | None = None
@@ -113,6 +116,7 @@ class MlflowTracker:
         if self._values < MAX_VALUES:
             self._values += len(values)
             self._box.append(_Metrics(trial_id, (step, values, time_s)))
+            self._woken.set()
         else:
             self._left_out = True
 
@@ -140,6 +144,7 @@ class MlflowTracker:
         if self._thread is None:
             return True
         self._closing.set()
+        self._woken.set()
         self._thread.join(timeout_s)
         self._given_up.set()
         return not self._thread.is_alive() and not self._box and not self._left_out
@@ -171,6 +176,7 @@ class MlflowTracker:
     def _say(self, call: str, **arguments: Any) -> Call:
         kept = self._keep({"call": call, **arguments, "time": time.time()})
         self._box.append(kept)
+        self._woken.set()
         return kept
 
     def _keep(self, call: Call) -> Call:
@@ -190,6 +196,7 @@ class MlflowTracker:
         told, pause = False, 1.0
         while not self._given_up.is_set():
             closing = self._closing.is_set()  # asked before the box is looked into: nothing comes after
+            began = time.monotonic()
             try:
                 store = store or Store(self.uri, sweep, starts)
                 self._experiment = store.experiment
@@ -210,7 +217,9 @@ class MlflowTracker:
             told, pause = False, 1.0
             if closing and not self._box:
                 return
-            self._closing.wait(FLUSH_S)
+            self._woken.wait()
+            self._woken.clear()
+            self._closing.wait(max(GATHER_S, began + FLUSH_S - time.monotonic()))
 
     def _send(self, store: Store) -> None:
         """Everything in the box, in order. What was sent is removed; what was refused is named and removed too."""

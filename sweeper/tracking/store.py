@@ -180,7 +180,7 @@ class Store:
         step = int(summary.get("step", 0))
         if summary:
             self.client.log_batch(run, metrics=[Metric(names.encode(k), v, stamp, step) for k, v in summary.items()])
-        whole = self._artifacts(run, call["artifacts"])
+        whole = self._artifacts(run, call["artifacts"]) and self._checkpoints(run, call["artifacts"])
         self._end(run, str(call["state"]), call["time"])
         if whole:
             self._tags(run, {"sweeper.ended": _ended(call)})
@@ -345,7 +345,17 @@ class Store:
         ]
         if inputs:
             self.client.log_inputs(run, inputs)
-        self._models.log(run, record)
+
+    def _checkpoints(self, run: str, paths: Iterable[str]) -> bool:
+        """At the end only, after the scores: what is sent late finds the whole record at the start already."""
+        try:
+            for path in map(Path, paths):
+                if path.name == document.NAME and path.exists():
+                    self._models.log(run, document.load(path))
+        except Exception as error:
+            self.missed.append(f"checkpoints: {reason(error)}")
+            return False
+        return True
 
     def _stat(self) -> int:
         try:

@@ -39,6 +39,7 @@ def page(experiment: str, view: str = TRIALS) -> str:
 
 def _view(*, group: bool) -> dict[str, Any]:
     section = {"uuid": "sweeper", "name": "Sweep", "display": True, "isReordered": False, "deleted": False}
+    section |= {"columns": 2}
     arm = {"mode": "tag", "groupByData": "sweeper.arm"}
     return {
         "searchFilter": "tags.`sweeper.kind` != 'sweep'",
@@ -62,9 +63,9 @@ def _view(*, group: bool) -> dict[str, Any]:
         "compareRunSections": [section],
         "isAccordionReordered": True,  # else the sections of all other metrics come first
         "compareRunCharts": [
-            _line("score", "Validation score by step"),
+            _line("score"),
             {**_chart("parallel", "PARALLEL"), "selectedParams": list(AXES), "selectedMetrics": ["score"]},
-            _line("reward", "Training reward by step"),
+            _line("reward"),
         ],
     }
 
@@ -80,10 +81,9 @@ def _chart(name: str, kind: str) -> dict[str, Any]:
     }
 
 
-def _line(metric: str, title: str) -> dict[str, Any]:
+def _line(metric: str) -> dict[str, Any]:
     return {
         **_chart(metric, "LINE"),
-        "displayName": title,
         "metricKey": metric,
         "selectedMetricKeys": [metric],
         "xAxisKey": "step",

@@ -75,6 +75,7 @@ def fake_record(
             "remote": None,
             "dirty": True,
             "patch": {"file": document.PATCH, "sha256": sha("patch"), "bytes": 12},
+            "left_out": [],
             "package_sha256": sha("package"),
         },
         "environment": {
