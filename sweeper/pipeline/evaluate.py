@@ -19,7 +19,10 @@ from sweeper.pipeline import compose, params, places, prepare, select, sweep
 from sweeper.search.stats import summarise
 from sweeper.trial.ledger import Ledger
 
-DROPPED = ("seed", "name", "store", "output", "plan", "search", "scheduler", "tracking", "data.val_files", "stop")
+DROPPED = (
+    "seed", "name", "project", "store", "output", "plan", "search", "scheduler", "tracking", "stop", "data.val_files",
+    "trainer.val_only", "trainer.val_before_train", "trainer.resume_mode", "trainer.resume_from_path",
+)  # fmt: skip
 """Keys of the trial's request that an evaluation has its own of, with all that is below them."""
 
 
@@ -37,24 +40,29 @@ def run() -> int:
     prepare.restore()
     seeds = fresh(asked["evaluate"], used(rows, about))
     test = held_out(asked["evaluate"]["data"], best["overrides"])
-    lines = [
-        *(line for line in best["overrides"] if not _dropped(line)),
-        *(line for line in params.overrides(asked) if line.partition("=")[0] in ("tracking", "project")),
-        "search=none",
-        f"seed={','.join(map(str, seeds))}",
-        f"data.val_files='{test}'",
-        "trainer.val_only=true",
-        "trainer.val_before_train=true",
-        "trainer.resume_mode=resume_path",
-        f"trainer.resume_from_path='{checkpoint}'",
-    ]
+    recorded = [line for line in params.overrides(asked) if line.partition("=")[0] in ("tracking", "project")]
+    lines = [*request(best["overrides"], checkpoint, test, seeds), *recorded]
     taken = [best["digest"], best["overrides"], seeds, places.sha256(test), str(checkpoint)]
     name = f"evaluate-{places.digest(taken)[: sweep.DIGITS]}"
-    if code := sweep.execute(list(dict.fromkeys(lines)), name):
+    if code := sweep.execute(lines, name):
         return code
     scores = {s.seed: s.final_score for s in Ledger.read(places.store() / name / "ledger.db").values()}
     places.write(places.METRICS, metrics(best, rows, [s for s in scores.values() if s is not None]))
     return 0
+
+
+def request(overrides: Sequence[str], checkpoint: Path, test: Path, seeds: Sequence[int]) -> list[str]:
+    """The request of an evaluation: the trial's own, from its checkpoint, validated once and not trained."""
+    return [
+        *(line for line in overrides if not _dropped(line)),
+        "search=none",
+        f"seed={','.join(map(str, seeds))}",
+        f"data.val_files={sweep.quoted(test)}",
+        "trainer.val_only=true",
+        "trainer.val_before_train=true",
+        "trainer.resume_mode=resume_path",
+        f"trainer.resume_from_path={sweep.quoted(checkpoint)}",
+    ]
 
 
 def metrics(best: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> dict[str, Any]:

@@ -75,15 +75,16 @@ def _texts(value: Any) -> list[str]:
 
 def execute(asked: Sequence[str], name: str) -> int:
     """Run the sweep of that name, or go on with it where it was; returns the exit code."""
-    lines = [*asked, f"name={name}", f"store={_quoted(places.store())}"]
+    lines = [*asked, f"name={name}", f"store={quoted(places.store())}"]
     if any(line == "tracking=mlflow" for line in asked) and not any(line.startswith("tracking.uri=") for line in asked):
         # of the main checkout: an experiment's own folder is gone when it has ended
-        lines.append(f"tracking.uri={_quoted(f'sqlite:///{places.main_checkout()}/mlflow.db')}")
+        lines.append(f"tracking.uri={quoted(f'sqlite:///{places.main_checkout()}/mlflow.db')}")
     with initialized():
         return app.run(lines, resume=(places.store() / name).is_dir())
 
 
-def _quoted(value: object) -> str:
+def quoted(value: object) -> str:
+    """A path as a value of an override, whatever characters it has."""
     return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from pipeline_fake import fake_sweep
+from pipeline_fake import fake_checkpoint, fake_sweep
 
 from sweeper.checkpoints import manifest, pins
 from sweeper.config.hydra_app import initialized
@@ -294,6 +294,22 @@ def test_held_out_data_is_never_what_the_scores_are_from(tmp_path: Path, monkeyp
     seen = tmp_path / "data" / "seen.parquet"
     with pytest.raises(RequestError, match="is the set that the sweep's scores are from"):
         evaluate.held_out("data/seen.parquet", ["algorithm=grpo", f"data.val_files={seen}"])
+
+
+def test_an_evaluation_is_a_request_that_can_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the checkpoint, on the test set, under fresh seeds, without a step of training; also in an odd folder."""
+    odd = tmp_path / "it's (1), a=b"
+    checkpoint = fake_checkpoint(odd, 8)
+    arithmetic.build(odd / "data", arithmetic.spec({}))
+    typed = ["algorithm=ppo", "seed=3", "search=tpe", "search.trials=4", "lr=0.1", "trainer.total_training_steps=8"]
+    lines = evaluate.request(typed, checkpoint, odd / "data" / "test.parquet", [11, 12])
+    with initialized():
+        plan = compose.checked([*lines, "cluster.device=cpu"])
+    assert [t.config["seed"] for t in plan.trials] == [11, 12]
+    for trial in plan.trials:
+        assert trial.config["trainer"]["resume_from_path"] == str(checkpoint)
+        assert trial.config["data"]["val_files"] == str(odd / "data" / "test.parquet")
+        assert trial.config["trainer"]["val_only"] and trial.config["lr"] == 0.1
 
 
 def test_the_figures_have_an_interval() -> None:
