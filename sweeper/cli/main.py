@@ -25,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return app.report(error, "json")
         print(error, file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 1
     except BrokenPipeError:
         return app.reader_gone(harmless=args.command in ("plan", "status", "diff"))
 

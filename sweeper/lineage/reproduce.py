@@ -53,7 +53,6 @@ ONE_TRIAL = (
     "search.final_seeds=0", "scheduler=none", "placement.probe=false", "lineage.strict=false",
 )  # fmt: skip
 SHOWN = 12
-TIMEOUT_S = 900
 _ABSENT = object()
 
 
@@ -247,7 +246,6 @@ def ask(code: Path, overrides: Sequence[str], *, build: bool | str) -> dict[str,
         text=True,
         errors="replace",
         env=_environ(code),
-        timeout=TIMEOUT_S,
         check=False,
     )
     lines = ended.stdout.strip().splitlines()
@@ -281,23 +279,34 @@ def _same_identity(found: Found, answer: Mapping[str, Any], inputs: Set[str]) ->
     """
     if answer["trials"] != 1:
         raise RequestError(Problem(f"the overrides of {found.name} give {answer['trials']} trials", key="overrides"))
-    if answer["fingerprint"] == found.document["fingerprint"]:
-        return ()
-    every = list(diff.leaves(found.document["identity"], answer["identity"]))
+    recorded, composed = str(found.document["fingerprint"]), str(answer["fingerprint"])
+    every = [c for c in diff.leaves(found.document["identity"], answer["identity"]) if not _masked(c)]
+    if composed == recorded and every:
+        said = f"{found.path} contradicts itself: these leaves are not those that its fingerprint stands for"
+        raise RequestError(Problem(f"{said}{_changes(every)}", valid=recorded, key=every[0].what))
     changes = [c for c in every if c.what not in inputs]
-    if not changes:
+    if composed == recorded or (every and not changes):
         return tuple(c.what for c in every)
-    lines = [f"{c.what}: {diff.short(c.a)} -> {diff.short(c.b)}" for c in changes[:SHOWN]]
-    more = f"\n           and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
-    between = "\n           "
+    said = f"what composes now is not {found.name}: its fingerprint is {composed[:12]}, not {recorded[:12]}"
     raise RequestError(
         Problem(
-            f"what composes now is not {found.name}: its fingerprint is {answer['fingerprint'][:12]}, not "
-            f"{found.document['fingerprint'][:12]} (recorded -> now):{between}{between.join(lines)}{more}",
+            f"{said} (recorded -> now){_changes(changes)}",
             valid="the code, the installed packages and the machine that it was run with",
-            key=changes[0].what,
+            key=changes[0].what if changes else "fingerprint",
         )
     )
+
+
+def _masked(change: diff.Change) -> bool:
+    """The value of a secret variable is not in the record; the fingerprint has it."""
+    name = change.what.removeprefix("engine.env.")
+    return name != change.what and change.a == f"<{name}>"
+
+
+def _changes(changes: Sequence[diff.Change]) -> str:
+    lines = [f"\n           {c.what}: {diff.short(c.a)} -> {diff.short(c.b)}" for c in changes[:SHOWN]]
+    more = f"\n           and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
+    return f":{''.join(lines)}{more}" if lines else ""
 
 
 # --- the environment ---
@@ -398,7 +407,6 @@ def _from_dvc(given: Mapping[str, Any], root: Path, commit: str, target: Path) -
         capture_output=True,
         text=True,
         errors="replace",
-        timeout=TIMEOUT_S,
         check=False,
     )
     said = [line for line in ended.stderr.splitlines() if line.strip()]

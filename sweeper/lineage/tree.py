@@ -27,7 +27,6 @@ from sweeper.lineage.find import Found
 
 OURS = Path(__file__).resolve().parents[2]
 """The checkout that this very code is from."""
-TIMEOUT_S = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +108,12 @@ def _folder() -> Iterator[tuple[Path, int]]:
     for lock in root.glob("*.lock"):
         _prune(lock)
     at = Path(tempfile.mkdtemp(prefix="run-", dir=root))
-    lock = at.with_suffix(".lock")
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    taken, lock = at.with_suffix(".taken"), at.with_suffix(".lock")
+    descriptor = os.open(taken, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks: nothing is pruned there
+        with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        taken.rename(lock)  # it is held before anybody looks for it
         yield at, descriptor
     finally:
         shutil.rmtree(at, ignore_errors=True)
@@ -210,7 +210,6 @@ def git(at: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         errors="replace",
         env={**env, "GIT_TERMINAL_PROMPT": "0"},
-        timeout=TIMEOUT_S,
         check=False,
     )
 

@@ -355,6 +355,13 @@ class TestRefused:
         said = refusal(altered(run, tmp_path, other))
         assert "optim.lr: 0.0001 -> 0.0002" in said
 
+    def test_a_record_that_contradicts_itself_names_the_leaf(self, run: Run, tmp_path: Path) -> None:
+        def other(document: dict[str, Any]) -> None:
+            document["identity"]["actor_rollout_ref.actor.optim.lr"] = 0.0002
+
+        said = refusal(altered(run, tmp_path, other))
+        assert "contradicts itself" in said and "optim.lr: 0.0002 -> 0.0001" in said
+
     def test_overrides_that_do_not_compose_any_more(self, run: Run, tmp_path: Path) -> None:
         said = refusal(altered(run, tmp_path, lambda document: document["overrides"].append("trainer.nnode=1")))
         assert "trainer.nnode" in said
