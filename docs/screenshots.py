@@ -134,7 +134,7 @@ def pictures(address: str, out: Path) -> None:
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         )
         page = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}).new_page()
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(600_000)  # machines are busy
         stores = ";".join(f"localStorage.setItem({json.dumps(k)}, {json.dumps(v)})" for k, v in SETTINGS.items())
         page.add_init_script(f"try {{ {stores} }} catch {{}}")  # an empty page has no storage
 
