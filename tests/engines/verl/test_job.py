@@ -217,3 +217,15 @@ def test_the_script_writes_to_a_folder_of_its_own(tmp_path: Path) -> None:
     assert f"trainer.default_local_dir='{out}/checkpoints'" in lines
     assert lines[-1] == "trainer.total_training_steps=2"
     assert (paths.folder / "metrics.jsonl").read_text() == "kept"
+
+
+@pytest.mark.parametrize("v1", [True, False])
+def test_each_checkpoint_gets_a_manifest_and_the_users_callback_is_called_too(tmp_path: Path, v1: bool) -> None:
+    typed = "trainer.checkpoint_callback_class=mine.Upload"
+    made = job_of(tmp_path, f"trainer.use_v1={str(v1).lower()}", typed)
+    assert trainer(made)["trainer"]["checkpoint_callback_class"] == "sweeper_saved.Callback"
+    assert made.env["SWEEPER_CHECKPOINT_CALLBACK"] == "mine.Upload"
+    assert "SWEEPER_CHECKPOINT_CALLBACK" not in job_of(tmp_path).env
+    wrapped = "sweeper_saved" in made.env["VERL_USE_EXTERNAL_MODULES"].split(",")
+    assert wrapped is not v1, "the V0 trainer has no hook for it"
+    assert {"plugins/sweeper_saved.py", "plugins/sweeper_manifest.py"} <= set(made.files)
