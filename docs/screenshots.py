@@ -105,7 +105,7 @@ def ui(folder: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = ["-m", "mlflow", "ui", "--port", str(port), "--workers", "1"]
-    env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (folder / "ui.log").open("w") as log:
         server = subprocess.Popen(
             [sys.executable, *command], cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True

@@ -99,16 +99,17 @@ class Server:
         self._process = subprocess.Popen(
             [sys.executable, *command, *stores],
             cwd=self.folder,
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        until(self._answers, 120)
+        until(self._answers, 600)
         return self
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:
                 return bool(answer.status == 200)
         except OSError:
             assert self._process.poll() is None, (self.folder / "server.log").read_text()[-2000:]

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from fake_lineage import fake_record, sha
-from mlflow_store import Sweep, client, runs, until
+from mlflow_store import Server, Sweep, client, runs, until
 
 from sweeper import engines
 from sweeper.engines.base import Progress
@@ -263,6 +263,22 @@ def test_a_file_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert runs(store)["000"].info.status == "FINISHED"
     assert {d.dataset.name for d in runs(store)["000"].inputs.dataset_inputs} == {"arithmetic-train", "arithmetic-val"}
     assert len(models(store)) == 2
+
+
+@pytest.mark.real  # starts a server
+def test_a_server_has_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses a version whose source is not within its model, which a database does not."""
+    monkeypatch.chdir(tmp_path)
+    with Server(tmp_path) as server:
+        sweep = Sweep(tmp_path / "runs" / "s1", server.uri)
+        told_best(sweep, whole_trial(sweep, "000"))
+        assert sweep.tracker.close(120), sweep.warnings
+        assert sweep.warnings == []
+        read_back(server.uri, sweep.folder)
+        before = everything(server.uri)
+        client(server.uri).set_tag(runs(server.uri)["000"].info.run_id, "sweeper.ended", "")
+        replay(sweep.folder, None)
+        assert everything(server.uri) == before
 
 
 class _Closed(http.server.BaseHTTPRequestHandler):
