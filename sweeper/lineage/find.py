@@ -184,6 +184,7 @@ def _from_mlflow(run: str, uri: str | None) -> Found:
     if file is not None and not file.exists():  # MLflow would make one
         raise _no_run(run, f"there is no {file}", "--uri URI   (or run it where mlflow.db is)")
     _quiet()
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
