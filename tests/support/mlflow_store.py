@@ -74,7 +74,7 @@ def runs(uri: str) -> dict[str, Any]:
     return {r.data.tags.get("sweeper.trial", r.info.run_name): r for r in found}
 
 
-def until(true: Callable[[], Any], seconds: float = 120.0) -> float:
+def until(true: Callable[[], Any], seconds: float = 600.0) -> float:
     began = time.monotonic()
     while not true():
         assert time.monotonic() - began < seconds, "it did not happen in time"

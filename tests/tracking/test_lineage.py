@@ -117,7 +117,7 @@ def read_back(uri: str, folder: Path) -> None:
 def test_a_record_is_found_where_mlflow_looks_and_only_once(uri: str, tmp_path: Path) -> None:
     sweep = Sweep(tmp_path / "runs" / "s1", uri)
     told_best(sweep, whole_trial(sweep, "000"))
-    assert sweep.tracker.close(120), sweep.warnings
+    assert sweep.tracker.close(600), sweep.warnings
     assert sweep.warnings == []
     read_back(uri, sweep.folder)
     before = everything(uri)
@@ -135,7 +135,7 @@ def test_a_record_is_found_where_mlflow_looks_and_only_once(uri: str, tmp_path: 
     again.step(here, 6, score=0.6)
     again.end(here, steps=[4, 6], parents=parents)
     told_best(again, here, 0.6, step=6)
-    assert again.tracker.close(120), again.warnings
+    assert again.tracker.close(600), again.warnings
     after = everything(uri)
     assert after["models"] == ["s1-000-step-2", "s1-000-step-4", "s1-000-step-6"]
     assert after["outputs"]["000"] == 3
@@ -162,7 +162,7 @@ def test_the_best_of_a_project_is_the_better_of_what_can_be_compared(uri: str, t
     def run(name: str, score: float, **said: Any) -> str:
         sweep = Sweep(tmp_path / "runs" / name, uri)
         told_best(sweep, whole_trial(sweep, "000", score, **said), score)
-        assert sweep.tracker.close(120), sweep.warnings
+        assert sweep.tracker.close(600), sweep.warnings
         reader = client(uri)
         assert reader.get_model_version_by_alias("proj", f"sweep-{name}").tags["sweeper.sweep"] == name
         return str(reader.get_model_version_by_alias("proj", "best").tags["sweeper.sweep"])
@@ -181,7 +181,7 @@ def test_a_parent_is_named_and_linked(uri: str, tmp_path: Path) -> None:
     fork = {"relation": "forked-from", "sweep": "s1", "trial": "000", "attempt": 1, "step": 2}
     child = sweep.start("001", record=True, parents=[{**fork, "checkpoint": None, "lineage": None}])
     sweep.end(child)
-    assert sweep.tracker.close(120), sweep.warnings
+    assert sweep.tracker.close(600), sweep.warnings
     found = runs(uri)
     assert found["001"].data.tags["sweeper.parent"] == "forked-from s1/000/1@2"
     assert found["001"].data.tags["sweeper.parent_run"] == found["000"].info.run_id
@@ -198,7 +198,7 @@ def test_a_run_that_was_deleted_takes_no_other_with_it_and_sync_restores_it(uri:
         sweep.step(here, 1)
         sweep.end(here, steps=[1])
     told_best(sweep, one, step=1)
-    assert not sweep.tracker.close(120)
+    assert not sweep.tracker.close(600)
     assert len(sweep.warnings) == 1
     assert "deleted" in sweep.warnings[0]
     assert set(runs(uri)) == {"s1", "001"}
@@ -232,7 +232,7 @@ def test_a_record_of_a_newer_schema_is_refused_alone(uri: str, tmp_path: Path) -
     newer = {**fake_record(here), "schema": document.SCHEMA + 1}
     (here / document.NAME).write_text(json.dumps(newer))
     sweep.tracker.trial_ended("000", "finished", {"step": 0}, [here / document.NAME])
-    assert not sweep.tracker.close(120)
+    assert not sweep.tracker.close(600)
     assert len(sweep.warnings) == 1
     assert "schema" in sweep.warnings[0]
     assert runs(uri)["000"].info.status == "FINISHED"
@@ -242,7 +242,7 @@ def test_a_store_without_a_registry_has_all_the_rest(uri: str, tmp_path: Path, m
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "nosuch://registry")
     sweep = Sweep(tmp_path / "runs" / "s1", uri)
     told_best(sweep, whole_trial(sweep, "000"))
-    sweep.tracker.close(120)
+    sweep.tracker.close(600)
     assert len(sweep.warnings) == 1
     assert "model registry" in sweep.warnings[0]
     assert len(models(uri)) == 2
@@ -272,7 +272,7 @@ def test_a_server_has_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with Server(tmp_path) as server:
         sweep = Sweep(tmp_path / "runs" / "s1", server.uri)
         told_best(sweep, whole_trial(sweep, "000"))
-        assert sweep.tracker.close(120), sweep.warnings
+        assert sweep.tracker.close(600), sweep.warnings
         assert sweep.warnings == []
         read_back(server.uri, sweep.folder)
         before = everything(server.uri)
@@ -319,7 +319,7 @@ def test_the_comparison_is_preset_and_a_users_own_kind_stays(uri: str, tmp_path:
     experiment = reader.create_experiment("proj", tags={views.KIND: "mine"})
     sweep = Sweep(tmp_path / "runs" / "s1", uri)
     sweep.end(sweep.start("000"))
-    assert sweep.tracker.close(120)
+    assert sweep.tracker.close(600)
     tags = reader.get_experiment(experiment).tags
     assert tags[views.KIND] == "mine"
     view = json.loads(tags[f"{views.PREFIX}{views.TRIALS}"])

@@ -77,7 +77,7 @@ def two_trials(sweep: Sweep) -> None:
 def test_sqlite_read_back(uri: str, tmp_path: Path) -> None:
     sweep = Sweep(tmp_path / "runs" / "s1", uri)
     two_trials(sweep)
-    assert sweep.tracker.close(60)
+    assert sweep.tracker.close(600)
     assert sweep.warnings == []
     read_back(uri)
     assert set(sweep.tracker.run_ids()) == {"000", "001"}
@@ -93,7 +93,7 @@ def test_what_mlflow_ui_opens_by_default(uri: str, tmp_path: Path) -> None:
 
     sweep = Sweep(tmp_path / "runs" / "s1", uri)
     two_trials(sweep)
-    assert sweep.tracker.close(60)
+    assert sweep.tracker.close(600)
     assert _get_default_tracking_uri() == "sqlite:///mlflow.db"
     (tmp_path / "mlruns" / "0").mkdir(exist_ok=True)
     (tmp_path / "mlruns" / "0" / "meta.yaml").write_text("")
@@ -111,7 +111,7 @@ def test_metrics_are_in_the_store_while_it_trains(uri: str, tmp_path: Path) -> N
         until(lambda: step in {m.step for m in client(uri).get_metric_history(run, "reward")})  # noqa: B023
     assert runs(uri)["000"].info.status == "RUNNING"
     sweep.end(here, "stopped")
-    assert sweep.tracker.close(60)
+    assert sweep.tracker.close(600)
     assert runs(uri)["000"].info.status == "KILLED"
 
 
@@ -121,14 +121,14 @@ def test_a_later_attempt_goes_on_in_the_same_run(uri: str, tmp_path: Path) -> No
     for i in range(3):
         sweep.step(here, i)
     sweep.end(here, "stopped")
-    assert sweep.tracker.close(60)
+    assert sweep.tracker.close(600)
     again = Sweep(tmp_path / "runs" / "s1", uri)  # another process, as after `sweeper resume`
     here = again.start("000", attempt=2)
     for i in range(2, 5):
         again.step(here, i)
     again.end(here)
     again.tracker.sweep_ended("finished")
-    assert again.tracker.close(60)
+    assert again.tracker.close(600)
     found = runs(uri)
     assert set(found) == {"s1", "000"}, "no second run"
     assert found["000"].info.status == "FINISHED"
@@ -141,7 +141,7 @@ def test_two_sweeps_share_the_experiment_and_a_reused_name_gets_new_runs(uri: st
     for name in ("a", "b"):
         sweep = Sweep(tmp_path / name / "s1", uri)
         sweep.end(sweep.start("000"))
-        assert sweep.tracker.close(60)
+        assert sweep.tracker.close(600)
     reader = client(uri)
     experiment = reader.get_experiment_by_name("proj").experiment_id
     assert len(reader.search_runs([experiment])) == 4
@@ -152,7 +152,7 @@ def test_a_deleted_experiment_is_restored(uri: str, tmp_path: Path) -> None:
     reader.delete_experiment(reader.create_experiment("proj"))
     sweep = Sweep(tmp_path / "runs" / "s1", uri)
     sweep.end(sweep.start("000"))
-    assert sweep.tracker.close(60)
+    assert sweep.tracker.close(600)
     assert reader.get_experiment_by_name("proj").lifecycle_stage == "active"
     assert runs(uri)["000"].info.status == "FINISHED"
 
@@ -191,7 +191,7 @@ def test_a_store_removed_while_training(uri: str, tmp_path: Path) -> None:
     sweep.end(one)
     sweep.end(two, "failed")
     sweep.tracker.sweep_ended("failed")
-    assert not sweep.tracker.close(60), "the first steps are not in the new store"
+    assert not sweep.tracker.close(600), "the first steps are not in the new store"
     assert "removed or replaced" in sweep.warnings[0]
     assert "4 steps were missing" in replay(sweep.folder, None)
     read_back(uri.replace("/mlflow.db", "/./././././mlflow.db"))  # MLflow here still holds the removed file open
@@ -223,7 +223,7 @@ def test_secrets_reach_neither_the_spool_nor_mlflow(uri: str, tmp_path: Path, mo
     sweep = Sweep(tmp_path / "runs" / "s1", uri)
     config = {"engine": {"name": "fake", "env": {"WANDB_API_KEY": "0123456789abcdef"}}}
     sweep.tracker.trial_started("000", "x", {"config": config}, {}, [])
-    assert sweep.tracker.close(60)
+    assert sweep.tracker.close(600)
     assert "0123456789abcdef" not in (sweep.folder / "tracking.jsonl").read_text()
     assert runs(uri)["000"].data.params["engine.env.WANDB_API_KEY"] == "<WANDB_API_KEY>"
 
@@ -243,7 +243,7 @@ def test_the_import_and_the_store_are_quiet(tmp_path: Path) -> None:
         "assert 'mlflow' not in sys.modules\n"
         "t = MlflowTracker(None, warn=print); t.sweep_started('s', 'p', {}, {})\n"
         "t.trial_started('0', 'x', {}, {}, []); t.metrics('0', 1, {'a': 1.0}, time.time())\n"
-        "t.trial_ended('0', 'finished', {}, []); t.sweep_ended('finished'); assert t.close(60)"
+        "t.trial_ended('0', 'finished', {}, []); t.sweep_ended('finished'); assert t.close(600)"
     )
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     done = subprocess.run(
@@ -282,7 +282,7 @@ def test_a_server_read_back_through_a_crash_of_it(server: Server, tmp_path: Path
         sweep.end(one)
         sweep.end(two, "failed")
         sweep.tracker.sweep_ended("failed")
-        assert sweep.tracker.close(60), sweep.warnings
+        assert sweep.tracker.close(600), sweep.warnings
         read_back(server.uri)
         assert sweep.tracker.open_command().startswith(f"{server.uri}/#/experiments/")
         assert len(sweep.warnings) == 1
