@@ -106,11 +106,14 @@ def patch(module: Any) -> None:
     @functools.wraps(original)
     def save_checkpoint(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        saving = self.config.actor_rollout_ref.actor.get("checkpoint", {}) or {}
-        if not saving.get("async_save", False):
-            step = int(self.global_steps)
-            at = Path(self.config.trainer.default_local_dir) / manifest.name_of(step)
-            record(at, step, last=step >= int(getattr(self, "total_training_steps", None) or 0))
+        try:
+            saving = self.config.actor_rollout_ref.actor.get("checkpoint", {}) or {}
+            if not saving.get("async_save", False):
+                step = int(self.global_steps)
+                at = Path(self.config.trainer.default_local_dir) / manifest.name_of(step)
+                record(at, step, last=step >= int(getattr(self, "total_training_steps", None) or 0))
+        except Exception as error:
+            print(f"sweeper: no manifest: {error}", flush=True)
 
     trainer._save_checkpoint = save_checkpoint
 

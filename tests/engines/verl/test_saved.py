@@ -172,3 +172,38 @@ def test_verl_takes_the_callback_as_its_own(checkpoint: Path, monkeypatch: pytes
     assert manifest.read(checkpoint.parent, 4) is not None
     for name in job.plugins():
         sys.modules.pop(name, None)
+
+
+def test_the_real_v0_trainer_saves_with_a_manifest(tmp_path: Path) -> None:
+    """Its own method, on a trainer whose workers are fakes."""
+    pytest.importorskip("verl")
+    script = """
+import sys, types, pathlib
+import sweeper_saved
+from omegaconf import OmegaConf
+from verl.trainer.ppo.ray_trainer import RayPPOTrainer
+
+class Workers:
+    def save_checkpoint(self, path, *args, **kwargs):
+        pathlib.Path(path).mkdir(parents=True)
+        pathlib.Path(path, "model_world_size_1_rank_0.pt").write_text("weights")
+
+trainer = object.__new__(RayPPOTrainer)
+trainer.config = OmegaConf.create({
+    "trainer": {"default_local_dir": "checkpoints", "default_hdfs_dir": None},
+    "actor_rollout_ref": {"actor": {"checkpoint": {"async_save": False}}},
+})
+trainer.global_steps, trainer.total_training_steps = 2, 4
+trainer.actor_rollout_wg = trainer.critic_wg = Workers()
+trainer.use_critic = True
+trainer.train_dataloader = types.SimpleNamespace(state_dict=lambda: {"step": 2})
+trainer._save_checkpoint()
+"""
+    for name, text in job.plugins().items():
+        (tmp_path / f"{name}.py").write_text(text)
+    (tmp_path / "main.py").write_text(script)
+    ran = subprocess.run([sys.executable, "main.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    made = manifest.read(tmp_path / "checkpoints", 2)
+    assert made is not None, ran.stdout[-2000:]
+    assert {rel.split("/")[0] for rel, _, _ in made.files} == {"actor", "critic", "data.pt"}
