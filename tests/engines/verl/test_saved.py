@@ -174,6 +174,7 @@ def test_verl_takes_the_callback_as_its_own(checkpoint: Path, monkeypatch: pytes
         sys.modules.pop(name, None)
 
 
+@pytest.mark.real
 def test_the_real_v0_trainer_saves_with_a_manifest(tmp_path: Path) -> None:
     """Its own method, on a trainer whose workers are fakes."""
     pytest.importorskip("verl")
