@@ -31,7 +31,7 @@ class Place:
         return subprocess.run(
             [sys.executable, "-m", "sweeper.cli.main", *arguments],
             cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": str(self.clone)},
+            env={**os.environ, "PYTHONPATH": str(self.clone), "SWEEPER_RUNTIME": str(self.folder.parent / "ranks")},
             capture_output=True,
             text=True,
             timeout=timeout,
