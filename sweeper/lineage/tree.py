@@ -105,6 +105,7 @@ def _folder() -> Iterator[tuple[Path, int]]:
     """A new folder in the cache, locked while it is in use; those that nobody holds any more are removed."""
     root = cache.root() / "reproduce"
     root.mkdir(parents=True, exist_ok=True)
+    root = root.resolve()  # Python names modules by their real paths, and those are what a config may hold
     for lock in root.glob("*.lock"):
         _prune(lock)
     at = Path(tempfile.mkdtemp(prefix="run-", dir=root))
