@@ -22,7 +22,8 @@ def probe(engine: str) -> dict[str, Any]:
     """`python`, `platform`, `packages` (name -> version), `commit` of the engine, `cuda` that torch was built for."""
     packages: dict[str, str] = {}
     where: dict[str, Path] = {}
-    for entry in sys.path:
+    # Importing setuptools puts the packages that it carries along on the path: nobody installed them.
+    for entry in (e for e in sys.path if Path(e).name != "_vendor"):
         for path in _metadata(Path(entry or ".")):
             name, version = _named(path)
             if name and name not in packages:  # the first on the path is the one that is imported

@@ -87,7 +87,8 @@ def check(folder: Path, tag: str) -> str:
         found = "nothing"
     else:
         assert isinstance(attempt, LocalAttempt)
-        wait_for(lambda: attempt.poll() or "up" in (folder / "log.txt").read_text())
+        log = folder / "log.txt"  # made by the attempt itself, some time after what an attach goes by
+        wait_for(lambda: attempt.poll() or (log.exists() and "up" in log.read_text()))
         if (ended := attempt.poll()) is None:
             assert cluster.free() == (1,)
             assert len(tagged(tag)) == 1

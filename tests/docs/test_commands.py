@@ -52,6 +52,9 @@ def test_command(
         parse(words[1:])
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    elif words[0] == "dvc":  # tests/pipeline/test_real.py runs these, from a fresh checkout
+        ran = (ROOT / "tests/pipeline/test_real.py").read_text()
+        assert ", ".join(f'"{word}"' for word in words[1:]) in ran, f"{page}: nothing runs {line!r}"
     else:
         assert words[:2] == ["mlflow", "ui"], f"{page}: nothing runs {line!r}"
 

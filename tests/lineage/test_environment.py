@@ -112,3 +112,14 @@ def test_the_probe_needs_nothing_of_this_project() -> None:
         [sys.executable, "-I", "-S", str(probe.__file__), "verl"], capture_output=True, text=True, check=True, cwd="/"
     )
     assert set(json.loads(done.stdout)) == {"python", "platform", "packages", "commit", "cuda"}
+
+
+def test_what_a_package_carries_along_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing setuptools puts its `_vendor` folder on the path of our own process."""
+    carried = tmp_path / "setuptools" / "_vendor"
+    (carried / "carried_along-1.0.dist-info").mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(carried))
+    assert "carried-along" not in probe.probe("verl")["packages"]
+    (tmp_path / "installed-1.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "installed" in probe.probe("verl")["packages"]
