@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["trainer.total_training_steps=2", "trainer.test_freq=2", "trainer.save_freq=2", "data.val_max_samples=64"]
@@ -26,7 +26,7 @@ class Place:
     clone: Path
     folder: Path
 
-    def sweeper(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def sweeper(self, *arguments: str, timeout: float = 1500) -> subprocess.CompletedProcess[str]:
         """The command, of the clone, whatever is installed."""
         return subprocess.run(
             [sys.executable, "-m", "sweeper.cli.main", *arguments],
@@ -129,7 +129,7 @@ def test_one_flipped_byte_in_data_is_refused_before_anything_is_run(place: Place
         env={**os.environ, "PYTHONPATH": str(place.clone), "SWEEPER_CACHE": str(cache)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 2, done.stdout + done.stderr
