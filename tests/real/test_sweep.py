@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from processes import left_over, wait_for
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP = [sys.executable, str(ROOT / "sweep.py")]
@@ -23,7 +23,7 @@ CPU = "cluster.device=cpu"  # also where there is a GPU: this environment has no
 SHORT = ["trainer.total_training_steps=2", "trainer.test_freq=1", "trainer.save_freq=1"]
 
 
-def sweep(folder: Path, *overrides: str, timeout: float = 500) -> subprocess.CompletedProcess[str]:
+def sweep(folder: Path, *overrides: str, timeout: float = 1500) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*SWEEP, CPU, *overrides], cwd=folder, capture_output=True, text=True, timeout=timeout, check=False
     )
@@ -96,7 +96,7 @@ class TestTheMainCommand:
             env={"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], "OUT": str(tmp_path / "again")},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
             check=False,
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -171,7 +171,7 @@ def test_ctrl_c_stops_gently_and_resume_goes_on_from_the_checkpoint(tmp_path: Pa
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
