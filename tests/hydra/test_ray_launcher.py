@@ -23,7 +23,7 @@ NOISE = ("timing", "perf/", "perf_", "throughput")
 PLACE = ("trainer.default_local_dir", "trainer.experiment_name")
 
 
-def sweep(folder: Path, *overrides: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+def sweep(folder: Path, *overrides: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*SWEEP, *overrides], cwd=folder, capture_output=True, text=True, timeout=timeout, check=False
     )
@@ -110,7 +110,7 @@ def test_ctrl_c_stops_the_jobs_gently_and_those_that_wait_at_once(tmp_path: Path
                 assert process.poll() is None and time.monotonic() < deadline, out.read_text()
                 time.sleep(0.2)
             process.send_signal(signal.SIGINT)
-            code = process.wait(timeout=120)
+            code = process.wait(timeout=300)
         finally:
             if process.poll() is None:
                 process.kill()

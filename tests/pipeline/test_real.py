@@ -25,7 +25,6 @@ SMALL = {
 
 
 @pytest.mark.real
-@pytest.mark.timeout(1800)
 def test_from_a_fresh_checkout_to_the_report(tmp_path: Path) -> None:
     checkout = Checkout.make(tmp_path / "checkout", tmp_path / "home")
     for before, after in SMALL.items():

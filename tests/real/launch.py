@@ -37,7 +37,7 @@ class Run:
         }
 
 
-def run(folder: Path, *overrides: str, timeout: float = 400) -> Run:
+def run(folder: Path, *overrides: str, timeout: float = 900) -> Run:
     """Train to the end; `folder` takes the attempt and, beside it, the checkpoints."""
     with initialized():
         made = plan.make(["cluster.device=cpu", *overrides])

@@ -158,7 +158,7 @@ def test_the_variants_train_side_by_side_in_one_sweep(tmp_path: Path) -> None:
     ]
     command += [f"algorithm={','.join(VARIANTS)}", "trainer.total_training_steps=1", "trainer.test_freq=1"]
     command += ["data.val_max_samples=64", "trainer.save_freq=-1"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     rows = json.loads(done.stdout.splitlines()[-1])["trials"]
     assert {r["label"] for r in rows} == {f"algorithm={v}" for v in VARIANTS}

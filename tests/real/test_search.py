@@ -21,7 +21,7 @@ SWEEP = [sys.executable, str(ROOT / "sweep.py"), "-m", "cluster.device=cpu", "tr
 STEPS = ["trainer.test_freq=1", "trainer.save_freq=1", "trainer.val_before_train=false"]
 
 
-def run(folder: Path, *arguments: str, timeout: float = 560) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *arguments: str, timeout: float = 1200) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*SWEEP, *arguments], cwd=folder, capture_output=True, text=True, timeout=timeout, check=False
     )
@@ -34,7 +34,7 @@ def sweeper(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=560,
+        timeout=1200,
         check=False,
     )
 

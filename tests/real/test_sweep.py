@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from processes import left_over, wait_for
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.real
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP = [sys.executable, str(ROOT / "sweep.py")]

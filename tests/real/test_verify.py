@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.real
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["trainer.total_training_steps=2", "trainer.test_freq=2", "trainer.save_freq=2", "data.val_max_samples=64"]
