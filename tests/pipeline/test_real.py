@@ -1,5 +1,5 @@
-"""The whole pipeline from a fresh checkout with real verl, as a user runs it: killed, gone on with, twice, as an
-experiment, and pulled by another checkout."""
+"""The whole pipeline from a fresh checkout with real verl, as a user runs it: killed, gone on with, twice, pulled by
+another checkout, and as experiments."""
 
 from __future__ import annotations
 
@@ -26,12 +26,7 @@ SMALL = {
 
 @pytest.mark.real
 def test_from_a_fresh_checkout_to_the_report(tmp_path: Path) -> None:
-    checkout = Checkout.make(tmp_path / "checkout", tmp_path / "home")
-    for before, after in SMALL.items():
-        checkout.replace("conf/pipeline/params.yaml", before, after)
-    checkout.run("python", "-m", "sweeper.pipeline", "params")
-    checkout.commit("small")
-
+    checkout = _small(tmp_path)
     _killed_in_the_sweep(checkout)
     said = checkout.dvc("repro")
     assert "Running stage 'sweep'" in said and "Running stage 'report'" in said
@@ -61,6 +56,14 @@ def test_from_a_fresh_checkout_to_the_report(tmp_path: Path) -> None:
     other.dvc("pull")
     assert "Running" not in other.dvc("repro")
 
+
+@pytest.mark.real
+@pytest.mark.long
+def test_experiments_and_the_queue(tmp_path: Path) -> None:
+    checkout = _small(tmp_path)
+    checkout.dvc("repro")
+    checkout.commit("the result")
+
     # An experiment, in a folder of its own: its records stay.
     checkout.dvc("exp", "run", "--temp", "-n", "other", "-S", "algorithm=rloo", "-S", "evaluate.seeds=1")
     assert len(list((checkout.path / "runs").glob("pipeline-*"))) == 2
@@ -83,6 +86,16 @@ def test_from_a_fresh_checkout_to_the_report(tmp_path: Path) -> None:
     checkout.dvc("repro", "prepare", "model")
     stale = json.loads(checkout.dvc("status", "--json"))
     assert list(stale["sweep"][0]["changed deps"]) == ["pipeline/request/sweep.json"] and "prepare" not in stale
+
+
+def _small(folder: Path) -> Checkout:
+    """A fresh checkout whose pipeline is as short as it can be."""
+    checkout = Checkout.make(folder / "checkout", folder / "home")
+    for before, after in SMALL.items():
+        checkout.replace("conf/pipeline/params.yaml", before, after)
+    checkout.run("python", "-m", "sweeper.pipeline", "params")
+    checkout.commit("small")
+    return checkout
 
 
 def _killed_in_the_sweep(checkout: Checkout) -> None:
