@@ -172,7 +172,7 @@ def be_ours(kind: str, overrides: list[str]) -> int:
             trivial = replace(job, argv=argv, env=env, python=sys.executable, ray=False, preload=(), fork_argv=())
             return super().start(trivial, folder, *nodes)
 
-    def get(found: Shape) -> Any:
+    def get(config: Any, found: Shape) -> Any:  # noqa: ARG001
         return FakeCluster(found) if kind == "fake" else Processes(found)
 
     clusters.get = get
@@ -186,7 +186,7 @@ class FakeAttempt:
 
     def __init__(self, job: Any, folder: Path) -> None:
         from sweeper.clusters.base import Exit
-        from sweeper.clusters.local import write_files
+        from sweeper.clusters.gangs import write_files
 
         self.folder = folder
         write_files(job.files, folder)

@@ -34,6 +34,7 @@ def resume(args: argparse.Namespace) -> int:
 def extend(args: argparse.Namespace) -> int:
     """`sweeper extend`: more candidates, or more steps from the checkpoints."""
     from sweeper import engines
+    from sweeper.trial.records import store_flag
 
     more = [f"search.trials={args.trials}"] if args.trials is not None else []
     if args.steps is not None:
@@ -41,10 +42,21 @@ def extend(args: argparse.Namespace) -> int:
     if not more:
         raise RequestError(
             Problem(
-                "nothing to extend by", valid="--trials N, --steps N", fix=f"sweeper extend {args.name} --trials 40"
+                "nothing to extend by",
+                valid="--trials N, --steps N",
+                fix=f"sweeper extend {args.name}{store_flag(_store(args))} --trials 40",
             )
         )
     typed = _request_of(args)
+    if all(o in typed for o in more):
+        what = f"{args.name} has been asked for {' '.join(more)} already"
+        raise RequestError(
+            Problem(
+                what,
+                valid="larger totals",
+                fix=f"sweeper resume {args.name}{store_flag(_store(args))}   (to go on with it)",
+            )
+        )
     return _request([*_without(typed, more), *more, f"name={args.name}"], args.json, resume=True)
 
 
@@ -53,6 +65,14 @@ def stop(args: argparse.Namespace) -> int:
     from sweeper.search.stopping import end
 
     print(end(Path(args.store).absolute(), args.name))
+    return 0
+
+
+def logs(args: argparse.Namespace) -> int:
+    """`sweeper logs`: what a detached sweep, or a trial, says."""
+    from sweeper.cli.logs import show
+
+    show(Path(args.store).absolute(), args.run, lines=args.lines, follow=args.follow)
     return 0
 
 
@@ -65,7 +85,7 @@ def _request_of(args: argparse.Namespace) -> list[str]:
     ledger = folder.path / "ledger.db"
     asked = [e.data for e in Ledger.history(ledger) if e.kind == "sweep_extended"] if ledger.exists() else []
     typed = [str(o) for o in asked[-1]["overrides"]] if asked else folder.overrides()
-    return [*(o for o in typed if o.split("=")[0] not in ("name", "store", "output")), f"store={args.store}"]
+    return [*(o for o in typed if o.split("=")[0] not in ("name", "store", "output", "detach")), f"store={args.store}"]
 
 
 def _engine_of(args: argparse.Namespace) -> str:
@@ -86,7 +106,7 @@ def status(args: argparse.Namespace) -> int:
     from sweeper.errors import SweeperError
     from sweeper.report.events import duration
     from sweeper.trial.ledger import Ledger, holder
-    from sweeper.trial.records import to_json
+    from sweeper.trial.records import store_flag, to_json
 
     store = Path(args.store).absolute()
     names = [args.name] if args.name else sorted(p.parent.name for p in store.glob("*/ledger.db"))
@@ -95,7 +115,7 @@ def status(args: argparse.Namespace) -> int:
             Problem(
                 f"no sweep named {args.name} in {store}",
                 valid=", ".join(sorted(p.parent.name for p in store.glob("*/ledger.db"))) or "there is none yet",
-                fix="sweeper status",
+                fix=f"sweeper status{store_flag(store)}",
             )
         )
     found: dict[str, Any] = {}
@@ -119,8 +139,9 @@ def status(args: argparse.Namespace) -> int:
         for s in trials.values():
             counts[s.state] = counts.get(s.state, 0) + 1
         left = {"interrupted", "stopped", "failed", "waiting", "paused"} & set(counts)
-        hint = f"; sweeper resume {name} goes on with it" if left and not holder(store / name / "ledger.db") else ""
-        print(f"{name}: {', '.join(f'{n} {state}' for state, n in counts.items())}{hint}")
+        idle = left and not holder(store / name / "ledger.db")
+        hint = f"; sweeper resume {name}{store_flag(store)} goes on with it" if idle else ""
+        print(f"{name}: {', '.join(f'{n} {state}' for state, n in counts.items()) or 'nothing has run yet'}{hint}")
         if args.name:
             for trial, s in trials.items():
                 score = "-" if s.final_score is None else f"{s.final_score:.3f}"
@@ -225,6 +246,43 @@ def diff(args: argparse.Namespace) -> int:
     found = lineage_diff.diff(find(args.run, store, args.uri), find(args.other, store, args.uri))
     print(to_json(found.as_dict()) if args.json else lineage_diff.text(found))
     return 0 if found.equal else 1
+
+
+def diagnose(args: argparse.Namespace) -> int:
+    """`sweeper diagnose`: what happened to a run, by what it left."""
+    from sweeper.diagnose import cases, judge, render, runs
+    from sweeper.trial.records import to_json
+
+    found = [(case, judge.diagnose(case)) for case in map(cases.read, runs.find(args.run, _store(args), args.uri))]
+    if args.json:
+        print(to_json([render.as_dict(*each) for each in found]))
+    else:
+        print("\n".join(line for each in found for line in render.text(*each)))
+    return 1 if any(findings for _, findings in found) else 0
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """`sweeper doctor`: look at every node that a sweep of these overrides would use."""
+    from sweeper.config.hydra_app import initialized
+    from sweeper.doctor import checkup
+    from sweeper.doctor.render import as_dict, table
+    from sweeper.trial.records import to_json
+
+    with initialized():
+        report = checkup.run([*args.overrides], timeout_s=args.timeout)
+    print(to_json(as_dict(report)) if args.json else "\n".join(table(report)))
+    return report.code
+
+
+def cluster(args: argparse.Namespace) -> int:
+    """`sweeper cluster up|status|down`: a Ray cluster that sweeps share."""
+    from sweeper.cli.cluster import act
+
+    return act(args)
+
+
+def _store(args: argparse.Namespace) -> Path:
+    return Path(args.store).absolute()
 
 
 def _request(overrides: list[str], as_json: bool, *, resume: bool = False) -> int:

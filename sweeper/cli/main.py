@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nstopped", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        return app.reader_gone(harmless=args.command in ("plan", "status", "diff"))
+        return app.reader_gone(harmless=args.command in ("plan", "status", "logs", "diff"))
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -89,10 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("name", help="the sweep's name")
     p.add_argument("--store", default="runs", help="where the records are (default: runs)")
 
-    p = sub.add_parser("status", help="the sweeps of a store, or the trials of one sweep")
-    p.add_argument("name", nargs="?", help="a sweep; without it all are listed")
-    p.add_argument("--json", action="store_true", help="for machines: one JSON object")
-    p.add_argument("--store", default="runs", help="where the records are (default: runs)")
+    _reading(sub)
 
     text = "show which checkpoints can be freed and why the others stay; free them with --yes"
     p = sub.add_parser("gc", help=text, description=text)
@@ -113,8 +110,66 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("name", help="the sweep's name")
     p.add_argument("--uri", default=None, help="tracking URI (default: the one of the sweep)")
     p.add_argument("--store", default="runs", help="where the records are (default: runs)")
+    _health(sub)
     _lineage(sub)
     return parser
+
+
+def _reading(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "what a detached sweep says, or a trial"
+    p = sub.add_parser("logs", help=text, description=text)
+    p.add_argument("run", metavar="RUN", help="SWEEP (started with detach=true), SWEEP/TRIAL or SWEEP/TRIAL/ATTEMPT")
+    p.add_argument("-f", "--follow", action="store_true", help="go on until nothing more can come")
+    p.add_argument("-n", "--lines", type=_count, default=40, help="begin with so many last lines (default: 40)")
+    p.add_argument("--store", default="runs", help="where the records are (default: runs)")
+
+    p = sub.add_parser("status", help="the sweeps of a store, or the trials of one sweep")
+    p.add_argument("name", nargs="?", help="a sweep; without it all are listed")
+    p.add_argument("--json", action="store_true", help="for machines: one JSON object")
+    p.add_argument("--store", default="runs", help="where the records are (default: runs)")
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 0")
+    return int(text)
+
+
+def _health(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "say what happened to a run that failed or went badly, and what to change"
+    p = sub.add_parser("diagnose", help=text, description=f"{text}; exit code 0 nothing found, 1 something")
+    p.add_argument("run", metavar="RUN", help="SWEEP, SWEEP/TRIAL[/ATTEMPT], a folder of these, or an MLflow run id")
+    p.add_argument("--json", action="store_true", help="for machines: one JSON list")
+    _where(p)
+
+    text = "check every node that a sweep would use: software, GPUs, disk, network, clocks"
+    p = sub.add_parser("doctor", help=text, description=f"{text}; exit code 0 all is well, 1 something is wrong")
+    p.add_argument(
+        "overrides", nargs="*", metavar="OVERRIDE", help="as after `python sweep.py -m`: cluster=... model=..."
+    )
+    p.add_argument("--timeout", type=_seconds, default=120.0, help="seconds that a node may take for each look (120)")
+    p.add_argument("--json", action="store_true", help="for machines: one JSON object")
+    _cluster(sub)
+
+
+def _cluster(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "a Ray cluster over the hosts of cluster=ssh, for several sweeps to share"
+    p = sub.add_parser("cluster", help=text, description=text)
+    what = p.add_subparsers(dest="what", required=True, metavar="WHAT")
+    up = what.add_parser("up", help="start it, and say how it is used")
+    up.add_argument(
+        "overrides", nargs="*", metavar="OVERRIDE", help="cluster=ssh cluster.ssh.hosts=[...] cluster.name=..."
+    )
+    up.add_argument("--port", type=int, default=6379, help="of Ray on the first host (default: 6379)")
+    up.add_argument("--dashboard-port", type=int, default=8265, help="on the first host's loopback (default: 8265)")
+    for name, text in (
+        ("status", "which of its hosts are up; exit code 0 all, 1 not all"),
+        ("down", "end it; no process of it is left on any host"),
+    ):
+        other = what.add_parser(name, help=text, description=text)
+        other.add_argument("name", nargs="?", default="ssh", help="its cluster.name (default: ssh)")
+    for each in what.choices.values():
+        each.add_argument("--store", default="runs", help="a folder that all hosts share (default: runs)")
 
 
 def _lineage(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -132,7 +187,7 @@ def _lineage(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         choices=("config", "exact", "statistical"),
         help="default: exact where the record says that the run was deterministic, else statistical",
     )
-    p.add_argument("--seeds", type=int, default=5, help="new runs of the statistical tier (default: 5)")
+    p.add_argument("--seeds", type=_two_or_more, default=5, help="new runs of the statistical tier (default: 5)")
     p.add_argument("--allow-env", action="store_true", help="tier exact also where the engine, Python or torch differ")
     p.add_argument("--against", metavar="RUN2", help="judge by this run, which is there already; nothing is run")
     p.add_argument("--json", action="store_true", help="for machines: one JSON object")
@@ -144,6 +199,22 @@ def _lineage(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     p.add_argument("other", metavar="RUN_B", help="likewise")
     p.add_argument("--json", action="store_true", help="for machines: one JSON object")
     _where(p)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is given; valid: a number of seconds above 0")
+    return seconds
+
+
+def _two_or_more(text: str) -> int:
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text} is given, and an interval needs at least 2 runs")
+    return int(text)
 
 
 def _where(p: argparse.ArgumentParser) -> None:

@@ -8,6 +8,10 @@ token are its own; how it ended is written with an atomic rename before it is re
 
 from __future__ import annotations
 
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,10 +27,24 @@ class Exit:
     """The trainer's exit code (negative: the signal that killed it); None when it never started or was not reaped."""
     reason: str
     """`exit`: the trainer ended by itself; `stopped`: we were asked to; `launch`: it could not be started (the detail
-    says why); `lost`: a process that held the gang died."""
+    says why); `lost`: a process that held the gang died; `preempted`: who gave us the gang took it back (a time limit,
+    a job of higher priority)."""
     detail: str = ""
     ended: float = 0.0
     """Unix time."""
+
+
+POLL_S = 0.02
+RECORD = "exit.json"
+"""In an attempt's folder: its `Exit`, written when no process of it is left on any node."""
+
+
+def recorded(folder: Path) -> Exit | None:
+    """How the attempt of that folder ended, by its record; None if it has none that can be read."""
+    try:
+        return Exit(**json.loads((folder / RECORD).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 class Attempt(Protocol):
@@ -36,6 +54,10 @@ class Attempt(Protocol):
 
     def poll(self) -> Exit | None:
         """How it ended, or None while any process of it remains."""
+        ...
+
+    def waiting(self) -> str:
+        """Why it does not run yet, in the words of the queue that it waits in; empty once it runs, or was started."""
         ...
 
     def stop(self, *, dump: bool = False) -> None:
@@ -50,8 +72,82 @@ class Attempt(Protocol):
         ...
 
 
+class Started(ABC):
+    """An attempt that a guard holds, which does what is asked of it by a byte (gang/guard.py)."""
+
+    folder: Path
+
+    @abstractmethod
+    def poll(self) -> Exit | None:
+        """How it ended, or None while any process of it remains."""
+
+    @abstractmethod
+    def _ask(self, what: bytes) -> None:
+        """Pass `s`, `k` or `d` on to its guards, unless it ended. Returns at once."""
+
+    def waiting(self) -> str:
+        """It was started at once."""
+        return ""
+
+    def wait(self, timeout_s: float | None = None) -> Exit:
+        """Block until it ended; TimeoutError after `timeout_s`."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while (ended := self.poll()) is None:
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"{self.folder} still runs after {timeout_s} s")
+            time.sleep(POLL_S)
+        return ended
+
+    def stop(self, *, dump: bool = False) -> None:
+        """SIGTERM to all of it, SIGKILL two seconds later. `dump`: first the stacks of its Python processes."""
+        self._ask(b"d" if dump else b"s")
+
+    def kill(self) -> None:
+        """SIGKILL to all of it."""
+        self._ask(b"k")
+
+
+class Ended:
+    """An attempt that ended, or never started, and of which only its record is left."""
+
+    def __init__(self, folder: Path, ended: Exit) -> None:
+        self.folder, self._ended = folder, ended
+
+    def poll(self) -> Exit | None:
+        """What the record says."""
+        return self._ended
+
+    def waiting(self) -> str:
+        """It waits for nothing."""
+        return ""
+
+    def stop(self, *, dump: bool = False) -> None:
+        """Nothing is left to stop."""
+
+    def kill(self) -> None:
+        """Nothing is left to kill."""
+
+    @classmethod
+    def of(cls, folder: Path) -> Ended | None:
+        """By the folder's record; None if it has none."""
+        ended = recorded(folder)
+        return cls(folder, ended) if ended else None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a command that ran on a node said."""
+
+    node: str
+    """The node's name, as the cluster calls it."""
+    code: int | None
+    """Its exit code; None: it could not be run, or not within the time, and `err` says why."""
+    out: str = ""
+    err: str = ""
+
+
 class Cluster(Protocol):
-    """A place where gangs run."""
+    """A place where gangs run. Its methods are called from one thread."""
 
     shape: Shape
 
@@ -71,4 +167,15 @@ class Cluster(Protocol):
 
         None: nothing was ever started there.
         """
+        ...
+
+    def each(self, argv: Sequence[str], stdin: str, timeout_s: float) -> list[Answer]:
+        """Run a command on every node, side by side, `stdin` given to each; an answer a node, in the nodes' order.
+
+        Never raises for what goes wrong on a node. `{python}` in `argv` stands for the node's `cluster.python`.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close what connects us to it. Attempts go on."""
         ...

@@ -17,67 +17,35 @@ KillUserProcesses=yes: `loginctl enable-linger`) or at the end of a batch job.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-from sweeper.clusters import leases
-from sweeper.clusters.base import Attempt, Exit
-from sweeper.clusters.gang import janitor
-from sweeper.clusters.machine import accelerators, cores
+from sweeper import clusters
+from sweeper.clusters import STARTED, gangs, machine
+from sweeper.clusters.base import RECORD, Answer, Attempt, Cluster, Exit, Started, recorded
+from sweeper.clusters.gang import devices, janitor, leases, node
+from sweeper.clusters.gangs import record, write_files
 from sweeper.engines.base import Job, Shape
 from sweeper.errors import Problem, RequestError, SweeperError
-from sweeper.trial.records import RecordsError, write_text
+from sweeper.trial.records import RecordsError
 
-GANG = Path(__file__).resolve().parent / "gang"
-RECORD = "exit.json"
-STARTED = "attempt.json"
-"""What a later controller needs: {"host", "temp_dir", "ranks", "started"}."""
+if TYPE_CHECKING:
+    from sweeper.clusters.hosts import HostsAttempt, HostsCluster
+
 HOST = "127.0.0.2"
 """Where an attempt's Ray listens. Ray replaces 127.0.0.1 by the machine's address, which other hosts reach and
 which a change of network takes away; other loopback addresses are kept."""
 
-PASSED = (
-    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ", "TERM", "TMPDIR",
-    "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME",
-    "CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES",
-    "NVIDIA_DRIVER_CAPABILITIES", "VIRTUAL_ENV", "CONDA_PREFIX",
-)  # fmt: skip
-"""What an attempt sees of the controller's environment. A list of what may pass, because what must not (tokens, RAY_*
-of an outer cluster, the state of a launcher) cannot be listed."""
 
-
-def environment(job: Job, marker: str, devices: tuple[str, ...]) -> dict[str, str]:
-    """The environment that the guard starts with; the agent adds `job.env`. `devices`: ids of GPUs; none on a CPU."""
-    env = {name: os.environ[name] for name in (*PASSED, *job.inherit) if name in os.environ}
-    if devices:
-        env |= {"CUDA_VISIBLE_DEVICES": ",".join(devices), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # nvidia-smi's order
-    # Every interpreter writes the stacks of its threads when it gets SIGABRT: `stop(dump=True)`.
-    return {"PYTHONFAULTHANDLER": "1", **env, janitor.MARKER: marker}
-
-
-def write_files(files: Mapping[str, str], folder: Path) -> None:
-    """Write the job's files whole and without secrets; a script can be run by hand.
-
-    Raises:
-        RecordsError, OSError: One of them could not be written.
-    """
-    for name, text in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, text, mode=0o755 if path.suffix == ".sh" else 0o644)
-
-
-class LocalAttempt:
+class LocalAttempt(Started):
     """A job on this machine: started here, or by a controller that is gone."""
 
     def __init__(
@@ -103,14 +71,8 @@ class LocalAttempt:
                 if not janitor.guarded(self.den):
                     self._clean(self.den)
                 return None
-            self._ended = self._recorded() or self._lost()
+            self._ended = recorded(self.folder) or self._lost()
         return self._ended
-
-    def _recorded(self) -> Exit | None:
-        try:
-            return Exit(**json.loads((self.folder / RECORD).read_text()))
-        except (OSError, ValueError, TypeError):
-            return None
 
     def _clean(self, den: Path) -> None:
         """The guard was killed, or never came. End what it left, off the caller's thread."""
@@ -123,79 +85,52 @@ class LocalAttempt:
         record(ended, self.folder)
         return ended
 
-    def wait(self, timeout_s: float | None = None) -> Exit:
-        """Block until it ended; TimeoutError after `timeout_s`."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while (ended := self.poll()) is None:
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"{self.folder} still runs after {timeout_s} s")
-            time.sleep(0.02)
-        return ended
-
-    def stop(self, *, dump: bool = False) -> None:
-        """SIGTERM to all of it, SIGKILL two seconds later. `dump`: first the stacks of its Python processes."""
-        self._ask(b"d" if dump else b"s")
-
-    def kill(self) -> None:
-        """SIGKILL to all of it."""
-        self._ask(b"k")
-
     def _ask(self, what: bytes) -> None:
         if self.den is not None and self._ended is None:
             janitor.ask(self.den, what)
 
     @classmethod
-    def of(cls, folder: Path) -> LocalAttempt | None:
-        """The attempt of that folder, whose controller is gone. None: nothing was ever started there.
+    def of(cls, folder: Path, started: Mapping[str, Any]) -> LocalAttempt:
+        """The attempt of that folder, whose controller is gone. `started` is its `attempt.json`.
 
         Raises:
-            SweeperError: It was started on another host, or its `attempt.json` cannot be read, so that nobody can tell
+            SweeperError: It was started on another host, or `started` is not what we wrote, so that nobody can tell
                 from here whether it runs.
         """
-        folder = folder.resolve()
         path = folder / STARTED
         try:
-            started = json.loads(path.read_text())
             host, den, ranks = str(started["host"]), Path(started["temp_dir"]), len(started["ranks"])
-        except FileNotFoundError:
-            failed = cls(folder)
-            return failed if (folder / RECORD).exists() and failed.poll() else None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise SweeperError(
                 f"{path} cannot be read ({error}): whether the attempt still runs is not known"
             ) from error
-        attempt = cls(folder, den=den, ranks=ranks)
-        if host != socket.gethostname() and not (folder / RECORD).exists():
-            raise RequestError(
-                Problem(
-                    f"the attempt in {folder} was started on {host}, and this is {socket.gethostname()}",
-                    fix=f"resume on {host}; or, if that machine is gone, remove {path}",
-                    key="cluster",
-                )
+        started_here(folder, host)
+        return cls(folder, den=den, ranks=ranks)
+
+
+def started_here(folder: Path, host: str) -> None:
+    """RequestError if it was started on another host and has not ended."""
+    if host != socket.gethostname() and not (folder / RECORD).exists():
+        raise RequestError(
+            Problem(
+                f"the attempt in {folder} was started on {host}, and this is {socket.gethostname()}",
+                fix=f"resume on {host}; or, if that machine is gone, remove {folder / STARTED}",
+                key="cluster",
             )
-        return attempt
-
-
-def record(ended: Exit, folder: Path) -> None:
-    """Write the exit record of an attempt whose guard could not, if it can be written."""
-    with contextlib.suppress(OSError):
-        partial = folder / f"{RECORD}.partial"
-        partial.write_text(json.dumps(asdict(ended)))
-        partial.replace(folder / RECORD)
+        )
 
 
 class LocalCluster:
     """This machine. `shape` comes from `machine.detect`."""
 
-    def __init__(self, shape: Shape) -> None:
-        self.shape = shape
-        gpus = accelerators() if shape.device == "cuda" else []
-        # Which ranks of the machine there are, by the names that all sweeps know them by; the shape says how many of
-        # them we may hold at once. On a CPU what another sweep holds is gone from our shape already (its memory is).
-        self._ids = {f"gpu-{gpu.uuid or gpu.id}": gpu.id for gpu in gpus} or {
-            f"cpu-{rank}": "" for rank in range(max(cores(), shape.gpus_per_node))
-        }
-        self._running: list[LocalAttempt] = []
+    def __init__(self, shape: Shape, config: Mapping[str, Any] | None = None) -> None:
+        """`config`: the `cluster` group, of which containers need `docker` and `join_s`."""
+        self.shape, self._config = shape, {"join_s": 300, **(config or {})}
+        self._contained: HostsCluster | None = None
+        # Which ranks of the machine there are; the shape says how many of them we may hold at once. On a CPU what
+        # another sweep holds is gone from our shape already (its memory is).
+        self._ids = devices.ranks(shape.device, shape.gpus_per_node)
+        self._running: list[LocalAttempt | HostsAttempt] = []
         # Attempts whose guard was killed, of whatever controller, end here.
         threading.Thread(target=janitor.sweep, daemon=True).start()
 
@@ -219,6 +154,8 @@ class LocalCluster:
         folder = folder.resolve()
         if self.free()[0] < job.gang.gpus:
             return None
+        if job.image:
+            return self._start_contained(job, folder)
         try:
             taken = leases.take(list(self._ids), job.gang.gpus, str(folder))
         except OSError as error:
@@ -235,11 +172,19 @@ class LocalCluster:
         self._running.append(attempt)
         return attempt
 
+    def _start_contained(self, job: Job, folder: Path) -> Attempt | None:
+        from sweeper.clusters import here
+        from sweeper.clusters.hosts import HostsAttempt
+
+        self._contained = self._contained or here.open(self._config, self.shape)
+        attempt = self._contained.start(job, folder, (0,))
+        if isinstance(attempt, HostsAttempt):
+            self._running.append(attempt)
+        return attempt
+
     @staticmethod
     def _failed(folder: Path, error: Exception) -> LocalAttempt:
-        ended = Exit(None, "launch", str(error), time.time())
-        record(ended, folder)
-        return LocalAttempt(folder, ended=ended)
+        return LocalAttempt(folder, ended=gangs.not_launched(folder, str(error)))
 
     def _launch(self, job: Job, folder: Path, taken: Mapping[str, int]) -> LocalAttempt:
         """Write the files and start the guard, which inherits the locks.
@@ -249,61 +194,81 @@ class LocalCluster:
         """
         write_files(job.files, folder)
         (folder / RECORD).unlink(missing_ok=True)
-        den = janitor.make_den()
-        guard = None
-        try:
-            agent_job = den.path / "job.json"
-            agent_job.write_text(json.dumps(self._agent_job(job, folder, den.path)))
-            started = {
-                "host": socket.gethostname(),
-                "temp_dir": str(den.path),
-                "ranks": list(taken),
-                "started": time.time(),
-            }
-            write_text(folder / STARTED, json.dumps(started, indent=2) + "\n")
-            held = [den.control, den.lock, *taken.values()]
-            script = [sys.executable, "-I", "-S", str(GANG / "guard.py"), str(folder / RECORD), str(den.path)]
-            agent = [sys.executable, "-I", "-S", str(GANG / "agent.py"), str(agent_job)]
-            with (folder / "log.txt").open("ab") as log:
-                guard = subprocess.Popen(
-                    [*script, ",".join(map(str, held)), "--", *agent],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=log,
-                    env=environment(job, den.marker, tuple(i for i in map(self._ids.__getitem__, taken) if i)),
-                    cwd=folder,
-                    start_new_session=True,
-                    pass_fds=held,
-                )
-        finally:
-            den.close()
-            if guard is None:
-                janitor.sweep(den.path)
-        return LocalAttempt(folder, den=den.path, ranks=len(taken), guard=guard)
+        (folder / node.GANG).mkdir(exist_ok=True)
+        here = [gangs.Node(socket.gethostname(), HOST)]
+        node.write_json(
+            folder / node.GANG / "gang.json",
+            gangs.describe(job, here, shape=self.shape, leases=True, join_s=0),
+        )
+        dens: list[Path] = []
 
-    @staticmethod
-    def _agent_job(job: Job, folder: Path, den: Path) -> dict[str, Any]:
-        """What gang/agent.py reads. It holds no secret and lives in the attempt's temp-dir."""
-        ray = {
-            "host": HOST,
-            "cpus": job.ray_cpus_per_node,
-            "gpus": job.gang.gpus_per_node,
-            "object_store_bytes": job.object_store_bytes,
-        }
-        return {
-            "argv": list(job.argv),
-            "env": dict(job.env),
-            "python": job.python,
-            "folder": str(folder),
-            "temp_dir": str(den),
-            "preload": list(job.preload),
-            "fork_argv": list(job.fork_argv),
-            "ray": ray if job.ray else None,
-        }
+        def tell(den: Path) -> None:
+            gangs.started(folder, "local", host=socket.gethostname(), temp_dir=str(den), ranks=list(taken))
+            dens.append(den)
+
+        guard = node.start(
+            folder, 0, inherit=job.inherit, ids=self._ids, taken=taken, record=folder / RECORD, tell=tell
+        )
+        return LocalAttempt(folder, den=dens[0], ranks=len(taken), guard=guard)
 
     def attach(self, folder: Path) -> Attempt | None:
         """The attempt of that folder; see `LocalAttempt.of`."""
-        attempt = LocalAttempt.of(folder)
-        if attempt is not None and attempt.poll() is None:
-            self._running.append(attempt)
+        attempt = clusters.attach(folder)
+        if attempt is not None and attempt.poll() is None and hasattr(attempt, "ranks"):
+            self._running.append(cast("LocalAttempt | HostsAttempt", attempt))
         return attempt
+
+    def each(self, argv: Sequence[str], stdin: str, timeout_s: float) -> list[Answer]:
+        """Run a command here."""
+        command = [sys.executable if word == "{python}" else word for word in argv]
+        return [run_here(socket.gethostname(), command, stdin, timeout_s)]
+
+    def close(self) -> None:
+        """Nothing connects us but what looks after containers."""
+        if self._contained is not None:
+            self._contained.close()
+
+
+def run_here(name: str, command: Sequence[str], stdin: str, timeout_s: float) -> Answer:
+    """Run a command on this machine and answer in that node's name; all of it is ended after `timeout_s`."""
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        return Answer(name, None, err=f"cannot start {command[0]}: {error.strerror}")
+    try:
+        out, err = process.communicate(stdin, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return Answer(name, None, err=f"no answer within {timeout_s:g} s")
+    return Answer(name, process.returncode, out, err)
+
+
+def shape(config: Mapping[str, Any]) -> Shape:
+    """This machine as it is now."""
+    return machine.detect(config["name"], config["device"], config["max_ranks"])
+
+
+def problems(config: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with `cluster.docker`; the schema checks the rest."""
+    from sweeper.clusters import docker
+
+    return docker.problems(config.get("docker"))
+
+
+def open(config: Mapping[str, Any], shape: Shape) -> Cluster:
+    """This machine, to run on."""
+    return LocalCluster(shape, config)
+
+
+def attach(folder: Path, started: Mapping[str, Any]) -> Attempt | None:
+    """See `LocalAttempt.of`."""
+    return LocalAttempt.of(folder, started)

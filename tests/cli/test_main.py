@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import pytest
 from sweeper import app, execute
 from sweeper.cli.main import main
 from sweeper.config.hydra_app import initialized
+from sweeper.plan.plan import make
 from sweeper.trial.ledger import Ledger
+from sweeper.trial.records import SweepFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,11 +64,12 @@ def test_a_wrong_name_is_an_error_in_json_too(tmp_path: Path, capsys: pytest.Cap
     assert said["event"] == "error" and said["problems"][0]["key"] == "name"
 
 
+def never(*_: object, **__: object) -> int:
+    raise AssertionError("something was run")
+
+
 @pytest.fixture
 def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(*_: object, **__: object) -> int:
-        raise AssertionError("something was run")
-
     monkeypatch.setattr(execute, "execute", never)
 
 
@@ -97,3 +101,56 @@ def test_a_damaged_ledger_hides_no_other_sweep(tmp_path: Path, capsys: pytest.Ca
     assert "whole:" in said.out
     assert str(tmp_path / "damaged") in said.err and "Traceback" not in said.err
     assert main(["status", "damaged", "--store", str(tmp_path)]) == 2
+
+
+@pytest.mark.parametrize("words", [("resume", "s"), ("extend", "s", "--steps", "9"), ("stop", "s")])
+@pytest.mark.parametrize("loss", ["missing", "empty", "without events", "truncated"])
+def test_a_sweep_whose_ledger_is_lost_is_not_taken_for_a_new_one(
+    words: tuple[str, ...],
+    loss: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(execute, "_run", never)
+    folder = SweepFolder.create(tmp_path, "s", [])
+    ledger = folder.path / "ledger.db"
+    with contextlib.closing(Ledger.open(ledger, create=True)) as written:
+        for number in range(200 if loss == "truncated" else 0):
+            written.append("trial_planned", trial=f"{number:03d}", data={"label": "x" * 200})
+    attempt = folder.new_attempt("000")
+    if loss == "missing":
+        ledger.unlink()
+    elif loss != "without events":
+        ledger.write_bytes(ledger.read_bytes()[: 0 if loss == "empty" else ledger.stat().st_size // 2])
+    assert main([*words, "--store", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert str(ledger) in said and "backup" in said and "another name" in said and "Traceback" not in said
+    assert attempt.path.is_dir() and [p.name for p in folder.path.glob("trials/*/attempt-*")] == ["attempt-1"]
+    assert ledger.exists() == (loss != "missing"), "a second try is told the same"
+
+
+def test_a_sweep_is_extended_by_more_candidates_or_not_at_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execute, "_run", never)
+
+    def started(name: str, *typed: str) -> None:
+        folder = SweepFolder.create(tmp_path, name, typed)
+        with initialized():
+            begun = execute._started(make(typed))
+        with contextlib.closing(Ledger.open(folder.path / "ledger.db", create=True)) as ledger:
+            ledger.append("sweep_started", data=begun)
+
+    def extended(name: str, *words: str) -> str:
+        assert main(["extend", name, *words, "--store", str(tmp_path)]) == 2
+        return capsys.readouterr().err
+
+    started("random", "search=random", "lr=interval(1e-5,1e-3)", "search.trials=4")
+    fewer = extended("random", "--trials", "2")
+    assert "has 4 candidates already" in fewer and "--trials) is the total" in fewer and "--trials 8" in fewer
+    assert "asked for search.trials=4 already" in extended("random", "--trials", "4")
+    started("grid", "algorithm=grpo,rloo", "search=grid", "lr=choice(1e-4,2e-4,3e-4)")
+    assert "6 candidates in 2 arms, and those are every point" in extended("grid", "--trials", "6")
+    with pytest.raises(AssertionError, match="something was run"):
+        main(["extend", "random", "--trials", "6", "--store", str(tmp_path)])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeper.clusters import leases
+from sweeper.clusters.gang import leases
 from sweeper.clusters.local import LocalCluster
 from sweeper.engines.base import Shape
 from sweeper.errors import SweeperError

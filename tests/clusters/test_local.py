@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from sweeper.clusters import leases, local
+from sweeper.clusters import gangs, local
 from sweeper.clusters.base import Exit
-from sweeper.clusters.gang import janitor
+from sweeper.clusters.gang import janitor, leases, node
 from sweeper.clusters.local import LocalAttempt, LocalCluster
 from sweeper.engines.base import Gang, Job, Shape
 from sweeper.errors import RequestError, SweeperError
@@ -105,12 +105,12 @@ def check(folder: Path, tag: str) -> str:
 
 
 INSTANTS = {
-    "after the ranks are taken": (local.leases, "take", "after", "nothing"),
+    "after the ranks are taken": (leases, "take", "after", "nothing"),
     "after the files are written": (local, "write_files", "after", "nothing"),
     "after the temp-dir is made": (janitor, "make_den", "after", "nothing"),
-    "before attempt.json": (local, "write_text", "attempt.json", "nothing"),
-    "after attempt.json": (local.subprocess, "Popen", "before", "lost"),
-    "after the guard is started": (local.subprocess, "Popen", "after", "running"),
+    "before attempt.json": (gangs, "write_text", "attempt.json", "nothing"),
+    "after attempt.json": (node.subprocess, "Popen", "before", "lost"),
+    "after the guard is started": (node.subprocess, "Popen", "after", "running"),
 }
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from sweeper import clusters
-from sweeper.clusters import local, machine
+from sweeper.clusters import gangs, machine
+from sweeper.clusters.gang import devices
 from sweeper.clusters.local import LocalCluster
 from sweeper.engines.base import Gang, Job, Shape
 from sweeper.errors import RequestError
@@ -22,7 +23,7 @@ def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool.write_text(f"#!/bin/sh\ncat <<END\n{EIGHT}\nEND\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr(machine, "NVIDIA", tmp_path)
+    monkeypatch.setattr(devices, "NVIDIA", tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
@@ -46,7 +47,7 @@ def test_gpus_by_count_name_and_memory() -> None:
 )
 def test_only_visible_gpus_count(visible: str, ids: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert [gpu.id for gpu in machine.accelerators()] == ids
+    assert [gpu.id for gpu in devices.accelerators()] == ids
 
 
 @pytest.mark.usefixtures("gpus")
@@ -91,12 +92,12 @@ def test_as_many_cpu_ranks_as_have_a_core_and_memory(
     ],
 )
 def test_names_as_people_say_them(said: str, name: str) -> None:
-    assert machine.gpu_name(said) == name
+    assert devices.gpu_name(said) == name
 
 
 @pytest.mark.usefixtures("gpus")
 def test_each_attempt_has_gpus_of_its_own_until_it_ended(tmp_path: Path) -> None:
-    cluster = clusters.get(clusters.shape({**LOCAL, "max_ranks": 3}))
+    cluster = clusters.get(LOCAL, clusters.shape({**LOCAL, "max_ranks": 3}))
     assert isinstance(cluster, LocalCluster)
 
     def start(name: str, ranks: int) -> tuple[str, object]:
@@ -138,7 +139,7 @@ def test_a_shape_can_be_planned_for_but_not_launched_on() -> None:
     shape = clusters.shape(config)
     assert (shape.gpus, shape.gpu, shape.launchable) == (8, "H100", False)
     with pytest.raises(RequestError, match="planned for"):
-        clusters.get(clusters.shape(config))
+        clusters.get(config, clusters.shape(config))
 
 
 def test_an_unknown_kind_names_the_valid_ones() -> None:
@@ -158,7 +159,7 @@ def test_a_jobs_files_are_written_without_secrets_and_scripts_can_be_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOME_API_KEY", "sk-0123456789")
-    local.write_files({"in/command.sh": "echo sk-0123456789\n", "trainer.yaml": "a: 1\n"}, tmp_path)
+    gangs.write_files({"in/command.sh": "echo sk-0123456789\n", "trainer.yaml": "a: 1\n"}, tmp_path)
     script = tmp_path / "in" / "command.sh"
     assert script.read_text() == "echo <SOME_API_KEY>\n" and script.stat().st_mode & 0o111
     assert not (tmp_path / "trainer.yaml").stat().st_mode & 0o111

@@ -99,7 +99,7 @@ driver_waits_here()
 """
 
 
-@pytest.mark.parametrize("forked", [True, False])
+@pytest.mark.parametrize("forked", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_dump_shows_where_rays_workers_hang(tmp_path: Path, forked: bool) -> None:
     (tmp_path / "trainer.py").write_text(HANGS)
     job = Job(

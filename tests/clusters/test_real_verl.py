@@ -19,6 +19,7 @@ from sweeper.plan import plan
 
 
 @pytest.mark.real
+@pytest.mark.long  # in CI, the main command (tests/real/test_sweep.py) shows the same
 def test_two_trials_at_once_train_and_leave_nothing(tmp_path: Path) -> None:
     cluster = LocalCluster(detect(device="cpu"))
     with initialized():

@@ -29,7 +29,7 @@ UNFINISHED_S = 60.0
 """A temp-dir that is still hidden after so long was left by a controller that was killed while it made it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Den:
     """An attempt's private temp-dir, locked."""
 
@@ -136,7 +136,7 @@ def sweep(only: Path | None = None) -> int:
         _remove_unfinished()
     for den in [only] if only else sorted(root().glob(f"{PREFIX}*")):
         try:
-            if den.stat().st_uid != os.getuid():
+            if only is None and den.stat().st_uid != os.getuid():
                 continue
             lock = os.open(den / "lock", os.O_RDWR | os.O_CLOEXEC)
         except OSError:  # removed meanwhile

@@ -1,0 +1,110 @@
+"""What an attempt that is a job and one that is a step have in common.
+
+Guarantees: it has ended when each node's guard said so, or when Slurm says that nothing of it is left; an end that
+Slurm brought about is not taken for the trainer's own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from sweeper.clusters import gangs
+from sweeper.clusters.base import Exit
+from sweeper.clusters.gang import leases
+from sweeper.clusters.gang.node import PASSED
+from sweeper.clusters.slurm import script, states
+from sweeper.clusters.slurm.watch import Watched, Watcher
+from sweeper.engines.base import Job
+
+STOP_S, KILL_S = 12.0, 4.0
+"""After which an attempt that was to be stopped or killed is cancelled with all of its job or step (scancel)."""
+FENCED_S = 14.0
+"""After which a node that lost its gang has ended its part: it waits 10 s for a word, and a few for its processes."""
+OF_THE_NODE = frozenset({"TERM", "TMPDIR", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"})
+"""Variables that Slurm or the node sets, and that of the host on which the sweep runs would be wrong."""
+
+
+class SlurmAttempt(gangs.GangAttempt):
+    """A gang of which Slurm starts the nodes; `name` is what people call it."""
+
+    def __init__(self, folder: Path, watched: Watched, watch: Watcher) -> None:
+        super().__init__(folder, self)
+        self._lost_at: float | None = None
+        self.watched, self._watch = watched, watch
+
+    @property
+    def name(self) -> str:
+        """Its number, or what it is found by."""
+        return self.watched.job or self.watched.tag
+
+    def alive(self, folder: Path) -> bool | None:  # noqa: ARG002  (`Control`)
+        """What Slurm said last."""
+        state = self.watched.state
+        return None if state is None else not state.ended
+
+    def ask(self, folder: Path, what: bytes) -> None:
+        """Pass it on to the guards; what does not help within a while is done by scancel."""
+        job = self.watched
+        job.expect()
+        job.cancel_at = min(job.cancel_at, time.monotonic() + (KILL_S if what == b"k" else STOP_S))
+        job.dropped = True
+        self._watch.do(lambda: self.pass_on(folder, what.decode()))
+
+    def pass_on(self, folder: Path, what: str) -> None:
+        """Pass `s`, `k` or `d` on; in the watcher's thread. SlurmError if Slurm refuses."""
+        raise NotImplementedError
+
+    def _look(self, now: float) -> Exit | None:
+        job = self.watched
+        if job.refused and self._asked:
+            ended = Exit(None, "stopped", job.refused, time.time())
+            gangs.record(ended, self.folder)
+            return ended
+        if job.refused:
+            return gangs.not_launched(self.folder, job.refused)
+        nodes = self._read()
+        head = self._last_words.get(0)
+        if job.state is not None and job.state.ended:
+            self._gone = self._gone or now
+            if head is None and job.job and now < self._gone + gangs.RECORD_S:
+                return None  # a network filesystem may show it late
+        elif head is not None and head.reason == "lost" and self._fenced(now):
+            self.ask(self.folder, b"k")  # Slurm may take minutes to give the dead node up; we do not wait for it
+        elif nodes and len(self._last_words) >= nodes:
+            settled = head is not None and (head.reason == "launch" or (head.reason == "exit" and head.code == 0))
+            if not (settled or self._asked):
+                self._watch.hurry(job)  # was it Slurm that ended it?
+                return None
+        else:
+            return None
+        state = job.state or states.State("RUNNING")
+        time_up = (self.folder / script.TIME_UP).exists()
+        ended = states.exit_of(self.name, state, head, asked=self._asked, time_up=time_up, now=time.time())
+        said = [word.detail for _, word in sorted(self._last_words.items()) if word.detail]
+        if head is None and said:
+            ended = replace(ended, detail="; ".join([ended.detail, *said]))
+        gangs.record(ended, self.folder)
+        return ended
+
+    def _fenced(self, now: float) -> bool:
+        """Whether a node of which the first one hears nothing has ended its own part by now."""
+        self._lost_at = self._lost_at or now
+        return now >= self._lost_at + FENCED_S
+
+    def waiting(self) -> str:
+        """Why it does not run yet, in Slurm's words; empty once it does."""
+        state = self.watched.state
+        if self._ended is not None or self.watched.over:
+            return ""
+        if state is None:
+            return f"Slurm cannot be asked: {self._watch.trouble}" if self._watch.trouble else ""
+        return f"Slurm job {self.name} waits: {state.waits}" if state.waits else ""
+
+
+def passed(job: Job, environ: Mapping[str, str]) -> list[str]:
+    """Names of the variables that the attempt sees of ours, those that are set."""
+    names = dict.fromkeys((*(name for name in PASSED if name not in OF_THE_NODE), *job.inherit, leases.RUNTIME))
+    return [name for name in names if name in environ and name not in script.OWN]

@@ -1,0 +1,253 @@
+"""What an attempt left behind, read once: how it ended, its log, its metrics, its config.
+
+Guarantees: only reads; a file that is missing, cut off or damaged is as if it were empty, for it is failed runs that
+are looked at; evidence has the line number of the file it is in, also where only the end of a long log was read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sweeper.clusters.base import Exit, recorded
+from sweeper.engines.base import Engine, Progress
+from sweeper.trial.records import SweepFolder
+
+LOG, RAY_LOG, STATUS, SPEC = "log.txt", "ray.log", "status.json", "spec.json"
+TAIL_BYTES = 4_000_000
+"""Of a log: what comes before it is hours older than the end."""
+RUNNING = ("starting", "running")
+"""States of an attempt that has not ended."""
+LONGEST = 300
+"""Characters of a line that is shown."""
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_RAYS = re.compile(r"^\((?:[\w.:<>-]+ )?(?:pid=\d+|raylet|autoscaler)[^)]*\) ?")
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One line of a file."""
+
+    file: Path
+    line: int
+    """From 1; 0: the file as a whole."""
+    text: str
+
+    @property
+    def place(self) -> str:
+        """`log.txt:123`."""
+        return f"{self.file.name}:{self.line}" if self.line else self.file.name
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that happened."""
+
+    cause: str
+    """A word of sweeper/diagnose/causes.py."""
+    what: str
+    evidence: tuple[Evidence, ...] = ()
+    change: tuple[str, ...] = ()
+    source: str = ""
+    """What writes the line that it was known by, or whose rule it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """The end of a log, each line without colours and without the prefix of the process that wrote it."""
+
+    file: Path
+    lines: tuple[str, ...]
+    first: int = 1
+    """Number of the first of them in the file."""
+
+    @classmethod
+    def read(cls, file: Path) -> Log:
+        """Empty where it cannot be read."""
+        try:
+            with file.open("rb") as opened:
+                size = opened.seek(0, 2)
+                skipped = max(0, size - TAIL_BYTES)
+                opened.seek(0)
+                before = sum(1 for _ in _newlines(opened, skipped)) if skipped else 0
+                opened.seek(skipped)
+                text = opened.read().decode(errors="replace")
+        except OSError:
+            return cls(file, ())
+        return cls(file, tuple(text.splitlines()), before + 1)
+
+    @property
+    def text(self) -> str:
+        """As the engine reads it."""
+        return "\n".join(self.lines)
+
+    def plain(self, index: int) -> str:
+        """A line by its place in `lines`, without colours and prefix."""
+        return _RAYS.sub("", _ANSI.sub("", self.lines[index])).rstrip()
+
+    def at(self, index: int) -> Evidence:
+        """That line as evidence."""
+        return Evidence(self.file, self.first + index, _short(self.plain(index).strip()))
+
+    def holding(self, text: str) -> Evidence | None:
+        """The last line that holds the text."""
+        return next((self.at(i) for i in reversed(range(len(self.lines))) if text in self.plain(i)), None)
+
+
+@dataclass(slots=True)
+class Case:
+    """One attempt."""
+
+    folder: Path
+    name: str
+    """`SWEEP/TRIAL/ATTEMPT` where it is in a store, else the folder's name."""
+    engine: Engine
+    config: Mapping[str, Any]
+    """All that was recorded of it: the engine's keys and ours."""
+    log: Log
+    ray: Log
+    ended: Exit | None
+    """None: it still runs, or nobody was there to write it."""
+    status: Mapping[str, Any]
+    """The controller's status.json; empty where there is none."""
+    total_steps: int | None
+    progress: list[tuple[int, Progress]] = field(default_factory=list)
+    """Each step with the line of the metrics file that it is on."""
+    metrics: Path = Path("metrics.jsonl")
+    started: float | None = None
+    """Unix time."""
+
+    @property
+    def sweep(self) -> str:
+        """The sweep as after `sweeper resume`: its name, `NAME` where it is not known, and the store that has it."""
+        home = self.folder.parents[min(2, len(self.folder.parents) - 1)]  # SWEEP/trials/TRIAL/attempt-K
+        if (home / "sweep.json").is_file():
+            return SweepFolder(home).typed
+        return self.name.split("/")[0] if "/" in self.name else "NAME"
+
+    @property
+    def state(self) -> str:
+        """As status.json has it, else by how it ended: `running`, `finished`, `failed`, `stopped`, `pruned`."""
+        said = str(self.status.get("state") or "")
+        # A controller that died wrote last that it runs; the attempt's own record says more.
+        if said and not (self.ended is not None and said in RUNNING):
+            return said
+        if self.ended is None:
+            return "running"
+        if self.ended.reason == "stopped":
+            return "stopped"
+        return "finished" if self.ended.code == 0 and not self._short_of() else "failed"
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended otherwise than it was to."""
+        return self.state == "failed" or bool(self.status.get("failure"))
+
+    @property
+    def step(self) -> int | None:
+        """The last one it made."""
+        return self.progress[-1][1].step if self.progress else None
+
+    def _short_of(self) -> bool:
+        return self.total_steps is not None and bool(self.total_steps > (self.step or 0))
+
+
+def read(folder: Path, engine_name: str = "verl") -> Case:
+    """The case of an attempt's folder.
+
+    Raises:
+        RequestError: Its engine is none of ours.
+    """
+    from sweeper import engines
+
+    folder = folder.absolute()
+    spec, status = _json(folder / SPEC), _json(folder / STATUS)
+    config = {**_yaml(folder), **(spec.get("config") or {})}
+    engine = engines.get(str((config.get("engine") or {}).get("name") or engine_name))
+    metrics = folder / str(spec.get("metrics") or "metrics.jsonl")
+    total = spec.get("total_steps") or status.get("total_steps")
+    return Case(
+        folder=folder,
+        name=_name(folder, spec),
+        engine=engine,
+        config=config,
+        log=Log.read(folder / LOG),
+        ray=Log.read(folder / RAY_LOG),
+        ended=recorded(folder),
+        status=status,
+        total_steps=int(total) if total else None,
+        progress=_progress(metrics, engine, config),
+        metrics=metrics,
+        started=_moment(status.get("started")),
+    )
+
+
+def _name(folder: Path, spec: Mapping[str, Any]) -> str:
+    if spec.get("sweep") and spec.get("trial"):
+        return f"{spec['sweep']}/{spec['trial']}/{spec.get('attempt', 1)}"
+    return folder.name
+
+
+def _progress(path: Path, engine: Engine, config: Mapping[str, Any]) -> list[tuple[int, Progress]]:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            said = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        made = engine.progress(said, dict(config)) if isinstance(said, dict) else None
+        if made is not None:
+            found.append((number, made))
+    return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _yaml(folder: Path) -> dict[str, Any]:
+    """The engine's own config, as the job's files have it."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    found: dict[str, Any] = {}
+    for path in sorted(folder.glob("*.yaml")):
+        try:
+            with path.open(encoding="utf-8") as file:
+                loaded = yaml.load(file, Loader=loader)
+        except (OSError, ValueError, yaml.YAMLError):
+            continue
+        found |= loaded if isinstance(loaded, dict) else {}
+    return found
+
+
+def _moment(said: Any) -> float | None:
+    try:
+        return datetime.fromisoformat(str(said)).timestamp()
+    except ValueError:
+        return None
+
+
+def _newlines(file: Any, until: int) -> Any:
+    left = until
+    while left > 0 and (part := file.read(min(left, 1 << 20))):
+        left -= len(part)
+        yield from range(part.count(b"\n"))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

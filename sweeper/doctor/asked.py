@@ -1,0 +1,166 @@
+"""What the nodes are asked, worked out from a request as a plan would.
+
+Guarantees: the request is composed and checked as `sweeper plan` does, so that what cannot run is refused the same way;
+names of secrets leave this machine, values never do.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeper import engines
+from sweeper.config import tree
+from sweeper.engines.base import Shape
+from sweeper.errors import RequestError
+from sweeper.plan.arms import Sized
+from sweeper.plan.plan import Plan, make
+from sweeper.trial.records import without_secrets
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+STATE_BYTES = 12
+"""A checkpoint's bytes a parameter: fp32 weights and Adam's two moments (sweeper/plan/memory.py)."""
+FILES_A_RANK = 8
+"""A checkpoint's files: weights, optimizer, extra state of each rank, and what lies beside them, rounded up."""
+TOKENS = ("HF_TOKEN", "WANDB_API_KEY")
+PACKAGES = ("ray", "torch", "transformers", "tensordict", "numpy", "vllm", "sglang", "flash-attn")
+"""Distributions that every node must have alike, beside the engine's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request in the terms of nodes."""
+
+    config: Mapping[str, Any]
+    """Of its first trial."""
+    shape: Shape
+    engine: str
+    python: str
+    """The engine's interpreter on the nodes."""
+    store: Path
+    checkpoint_bytes: int
+    """Of all checkpoints that the sweep keeps at once; 0 where none is kept or the model's size is unknown."""
+    checkpoint_files: int
+    paths: tuple[str, ...]
+    """Of the data and the model, that are on a disk."""
+    ports: tuple[int, ...]
+    """That the config names."""
+    names: tuple[str, ...]
+    """Of variables that hold secrets which this run would pass on."""
+    needed: Mapping[str, str]
+    """Which of them this run may not do without, and how bad it is if they are not set: warn or fail."""
+    nodes: int
+    """That a trial takes."""
+    gpus_per_node: int
+
+    @property
+    def image(self) -> str:
+        """The container image that the trainer runs in; empty: none."""
+        return str((self.config.get("engine") or {}).get("image") or "")
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The engine's own variables, without secrets."""
+        given = (self.config.get("engine") or {}).get("env") or {}
+        plain = without_secrets({str(k): v for k, v in given.items() if v is not None})
+        return {k: str(v) for k, v in plain.items() if v != f"<{k}>"}
+
+
+def of(overrides: Sequence[str]) -> Asked:
+    """What the nodes of that request are asked; Hydra is initialized.
+
+    Raises:
+        RequestError: The request is wrong.
+    """
+    plan = make(overrides)
+    if plan.problems:
+        raise RequestError([problem for problem, _ in plan.problems])
+    sized = next((arm.example for arm in plan.arms if arm.example), None) or plan.sized[0]
+    config, shape = sized.trial.config, next(iter(plan.shapes.values()))
+    name = str(config["engine"]["name"])
+    inherit = [str(n) for n in (config["engine"].get("inherit") or ())]
+    paths, hub = _paths(config)
+    needed = {**({"HF_TOKEN": WARN} if hub else {}), **({"WANDB_API_KEY": FAIL} if _logs_to_wandb(config) else {})}
+    kept, files = _kept(plan, sized, config)
+    return Asked(
+        config=config,
+        shape=shape,
+        engine=name,
+        python=str(config["engine"].get("python") or sys.executable),
+        store=Path(str(plan.settings["store"])).absolute(),
+        checkpoint_bytes=kept,
+        checkpoint_files=files,
+        paths=paths,
+        ports=tuple(sorted(set(_ports(config)))),
+        names=tuple(n for n in TOKENS if n in inherit or n in needed),
+        needed=needed,
+        nodes=sized.gang.nodes if sized.gang else 1,
+        gpus_per_node=sized.gang.gpus_per_node if sized.gang else 1,
+    )
+
+
+def _logs_to_wandb(config: Mapping[str, Any]) -> bool:
+    return "wandb" in (tree.get(config, "trainer.logger") or [])
+
+
+def _paths(config: Mapping[str, Any]) -> tuple[tuple[str, ...], bool]:
+    """Files and folders that a trial reads, and whether a model is to be fetched from a hub."""
+    found: list[str] = []
+    hub = False
+    for key in ("data.train_files", "data.val_files", "reward.custom_reward_function.path"):
+        value = tree.get(config, key)
+        found += [str(v) for v in (value if isinstance(value, list) else [value]) if v]
+    for key in ("actor_rollout_ref.model.path", "critic.model.path"):
+        value = tree.get(config, key)
+        if isinstance(value, str) and value:
+            if value.startswith(("/", "~", ".")):
+                found.append(value)
+            elif "://" not in value:
+                hub = True
+    local = [str(Path(p).expanduser()) for p in found if "://" not in p]
+    # What a sweep prepares itself (the tiny model, generated rows) lies in the cache and is made before the start.
+    from sweeper import cache
+
+    made = str(cache.root())
+    return tuple(dict.fromkeys(p for p in local if not p.startswith(made) or Path(p).exists())), hub
+
+
+def _ports(config: Mapping[str, Any]) -> list[int]:
+    """Fixed ports that the config names; every other is picked when it is needed."""
+    found = []
+    for key, value in tree.leaves({"cluster": config.get("cluster") or {}, "env": config["engine"].get("env") or {}}):
+        name = key.rsplit(".", 1)[-1].lower()
+        text = str(value)
+        if key.startswith("cluster.ssh"):
+            continue  # there a server is to listen
+        if (name == "port" or name.endswith("_port")) and text.isdigit() and 0 < int(text) < 65536:
+            found.append(int(text))
+    return found
+
+
+def _kept(plan: Plan, sized: Sized, config: Mapping[str, Any]) -> tuple[int, int]:
+    """Bytes and files of the checkpoints that lie there at once at the end of the sweep."""
+    engine = engines.get(str(config["engine"]["name"]))
+    saves, work = engine.saves(dict(config)), sized.work
+    if not saves or work is None or not work.params:
+        return 0, 0
+    keep = plan.settings.get("keep") or config.get("keep") or {}
+    each = min(len(saves), int(keep["last"])) if keep.get("last") else len(saves)
+    trials = plan.total
+    if keep.get("top_k"):
+        trials = min(trials, len(plan.arms) * int(keep["top_k"]) + plan.finals)
+    models = 2 if work.critic else 1
+    amount = STATE_BYTES * work.params * models * each * trials
+    if keep.get("gb"):
+        amount = min(amount, int(float(keep["gb"]) * 1e9))
+    gpus = sized.gang.gpus if sized.gang else 1
+    return amount, FILES_A_RANK * gpus * models * each * trials
+
+
+def set_here(names: Sequence[str]) -> dict[str, bool]:
+    """Which of the variables are set here, where they would be passed on from."""
+    return {name: bool(os.environ.get(name)) for name in names}
