@@ -66,6 +66,11 @@ class ArmPlan:
     """A point that can run, sized; its id is that of no trial. None: there is none (the plan then has problems)."""
     maker: Maker = field(repr=False, compare=False)
 
+    @property
+    def unable(self) -> int:
+        """How many of the points that were looked at cannot run."""
+        return sum(r.points for r in self.removed)
+
     def sized(
         self,
         params: Mapping[str, Any],

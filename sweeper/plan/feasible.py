@@ -1,7 +1,7 @@
 """Which points of an arm's space can run: looked at before anything is spent.
 
-Guarantees: a finite space of up to `MOST` points is looked at as a whole; of a larger one, or one with intervals, the
-listed values with the bounds of the intervals, or a sample that is the same each time; what was looked at is counted.
+Guarantees: a finite space of up to `MOST` points is looked at as a whole; of a larger one, or one with intervals, drawn
+points, the same each time; what was looked at is counted.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from sweeper.search.base import Dim
 
 MOST = 4096
 """Points that are all looked at."""
-SAMPLE = 1024
-"""Points that are drawn from a space with more."""
+FEW, SOME, SAMPLE = 32, 256, 1024
+"""Points that are drawn from a space with more: where all of the first can run; where some of them cannot, so that the
+share can be said; and before it is said that none can."""
 SHOWN = 5
 """Reasons that are spelled out where no point can run."""
 
@@ -54,12 +55,16 @@ def look(maker: Maker, dims: Sequence[Dim]) -> Looked:
     tally = Tally()
     if size is not None and size <= MOST:
         tally.of(maker, space.every(dims))
-    elif space.corner_count(dims) <= MOST:
-        tally.of(maker, space.corners(dims))
-        if tally.first is None:  # what can run may lie between the bounds
-            tally.of(maker, space.sample(dims, SAMPLE, seed=0))
-    else:
-        tally.of(maker, space.sample(dims, SAMPLE, seed=0))
+        return tally.looked(size)
+    points = space.sample(dims, SAMPLE, seed=0)
+    tally.of(maker, points[:FEW])
+    if tally.able < FEW:
+        tally.of(maker, points[FEW:SOME])
+    if not tally.able:
+        tally.of(maker, points[SOME:])
+    if tally.able and space.corner_count(dims) <= MOST:
+        # Bounds make an example that is easy to follow. They do not count: no sampler draws the bound of an interval.
+        tally.first = next((p for p in space.corners(dims) if maker.first(p) is None), tally.first)
     return tally.looked(size)
 
 
@@ -101,6 +106,8 @@ class Tally:
 
 def none_left(looked: Looked, arm: str) -> list[Problem]:
     """What is wrong with a space of which no point can run: the reasons with their counts, then each with its cure."""
+    if len(looked.problems) == 1 and looked.problems[0].key not in ("search.constraints", "search.space"):
+        return [*looked.problems]  # no other point would help: it is not the space that is wrong
     of = f" of the {looked.points:,} points" if looked.whole else f" of {looked.points:,} points that were looked at"
     where = f" in arm {arm}" if arm != "default" else ""
     reasons = "; ".join(f"{r.why} ({r.points:,})" for r in looked.removed[:SHOWN])

@@ -335,10 +335,7 @@ def unlaunchable(plan: Plan) -> list[tuple[Problem, list[str]]]:
         found.append((Problem(what, valid="one cluster", fix=fix, key="cluster"), [t.id for t in plan.trials]))
     for shape, trials in on.items():
         if not shape.launchable:
-            try:
-                clusters.get(shape)
-            except RequestError as error:
-                found += [(problem, trials) for problem in error.problems]
+            found.append((clusters.unlaunchable(shape), trials))
     return found
 
 

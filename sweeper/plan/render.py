@@ -64,7 +64,7 @@ def _search(plan: Plan) -> list[str]:
         return []
     lines = [
         f"budget     {_budget(plan)}",
-        f"search     {search.sampler}{_options(search.options)}",
+        f"search     {search.sampler}{_options({**search.options, 'sampler_seed': search.sampler_seed})}",
         f"scheduler  {search.scheduler}{_options(search.scheduler_options)}",
     ]
     if search.objectives != ("score",):

@@ -57,7 +57,7 @@ def collect(
             Problem(
                 f"search={search.sampler} has nothing to search",
                 valid="a dim on the command line, or in search.space; search=none for the comma choices alone",
-                fix=f"search={search.sampler} 'lr=tag(log,interval(1e-7,1e-4))'",
+                fix=f"search={search.sampler} 'lr=tag(log,interval(1e-7,1e-4))'  or  search=none",
                 key="search",
             )
         )

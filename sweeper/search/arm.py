@@ -89,6 +89,8 @@ class ArmSearch:
         self.candidates: dict[str, Candidate] = {}
         self.exhausted = False
         """Whether the sampler has no point left."""
+        self.last_refusal = ""
+        """Why the latest point that cannot run was refused."""
 
     @property
     def more(self) -> bool:
@@ -99,11 +101,16 @@ class ArmSearch:
         """The next candidate; None when there is none."""
         if not self.more:
             return None
-        ask = self._sampler.ask(self.refuse)
+        ask = self._sampler.ask(self._refused)
         if ask is None:
             self.exhausted = True
             return None
         return self._add(ask, self._name(len(self.candidates)))
+
+    def _refused(self, params: Mapping[str, Any]) -> str:
+        why = self.refuse(params)
+        self.last_refusal = why or self.last_refusal
+        return why
 
     def closed(self) -> dict[str, Verdict]:
         """The sampler has no point left, although the budget had more: what the scheduler makes of it."""

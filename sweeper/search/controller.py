@@ -10,11 +10,9 @@ tracker's never does.
 
 from __future__ import annotations
 
-import signal
 import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -23,7 +21,7 @@ from typing import Any
 from sweeper.checkpoints.keep import Keep
 from sweeper.checkpoints.retention import Retention
 from sweeper.clusters.base import Attempt, Cluster, Exit
-from sweeper.engines.base import AttemptPaths, Engine, Failure, Gang, Job, Progress, Saved
+from sweeper.engines.base import AttemptPaths, Engine, Failure, Gang, Job, Progress
 from sweeper.errors import SweeperError
 from sweeper.lineage import document
 from sweeper.lineage.record import Donor, Recorder
@@ -33,7 +31,10 @@ from sweeper.search.arm import ArmSearch, Candidate, final_id
 from sweeper.search.base import Fork, Stop, Verdict
 from sweeper.search.outcome import SPEEDS, Outcome
 from sweeper.search.placement import Guard
+from sweeper.search.running import Running, explain, scores, there
+from sweeper.search.signals import Signals
 from sweeper.search.stops import Health
+from sweeper.search.takeover import sound, take_over
 from sweeper.tracking.base import Tracker, measured
 from sweeper.trial.failures import Policy, Stalls
 from sweeper.trial.index import Found, Index
@@ -73,33 +74,6 @@ class Settings:
     """Whether gangs differ in size."""
 
 
-@dataclass(slots=True)
-class _Running:
-    outcome: Outcome
-    job: Job
-    attempt: Attempt
-    folder: AttemptFolder
-    tail: Tail
-    number: int
-    started: float
-    """Unix time."""
-    nodes: tuple[int, ...]
-    health: Health
-    recorded: int = -1
-    """The last step of this attempt that is in the ledger."""
-    since: float = field(default_factory=time.monotonic)
-    """When we began to follow it, and below, when its latest step was seen: on the clock that stands still in sleep."""
-    progressed: float | None = None
-    steps_s: list[float] = field(default_factory=list)
-    intent: str = ""
-    """Why we asked it to end: `pruned`, `paused`, `fork`, `stalled`, or nothing of the kind."""
-    reason: Stop | None = None
-    fork: Fork | None = None
-    stalled: str = ""
-    until: int | None = None
-    """The step that it trains to, where that is not the trial's any more: it was extended meanwhile."""
-
-
 class Controller:
     """One sweep, from its first attempt to its last."""
 
@@ -134,7 +108,7 @@ class Controller:
         self.outcomes: dict[str, Outcome] = {}
         self.waiting: list[str] = []
         """Trials to start, the one whose turn it is first."""
-        self.running: list[_Running] = []
+        self.running: list[Running] = []
         self.verdicts: dict[str, Verdict] = {}
         """By candidate: decided before a death of the controller and not carried out by all its trials yet."""
         self.carried: dict[str, set[str]] = {}
@@ -147,7 +121,7 @@ class Controller:
             engine,
             folder,
             lambda after: ledger.events(after, kinds=("trial_forked",)),
-            lambda message: display.event("warning", message=message),
+            self._warn,
             settings.mode,
         )
         self._said_waiting = False
@@ -161,7 +135,7 @@ class Controller:
         Raises:
             SweeperError: The records cannot be written.
         """
-        with _Signals(self._on_signal):
+        with Signals(self._on_signal):
             try:
                 for candidate, verdict in list(self.verdicts.items()):
                     self._apply(candidate, verdict, besides=self.carried.get(candidate, set()))
@@ -249,7 +223,7 @@ class Controller:
             outcome.gang = self._engine.gang(dict(outcome.trial.config))
         return outcome.gang
 
-    def _left_s(self, r: _Running) -> float | None:
+    def _left_s(self, r: Running) -> float | None:
         if not r.steps_s or r.outcome.curve.step is None:
             return None
         return (r.job.total_steps - r.outcome.curve.step) * statistics.median(r.steps_s)
@@ -262,6 +236,10 @@ class Controller:
             if candidate is not None:
                 self._plan(arm, candidate)
                 return True
+            if arm.budget is not None:
+                why = f"; the last one that was refused: {arm.last_refusal}" if arm.last_refusal else ""
+                proposed = f"{len(arm.candidates)} of {arm.budget} were proposed"
+                self._warn(f"arm {arm.arm}: no point is left that can run: {proposed}{why}")
             self._judge(arm.closed())
         return False
 
@@ -309,7 +287,7 @@ class Controller:
         """Whether what the finished trial was computed from is what this one would be; says why where it is not."""
         why = self._recorder.unlike(trial, before.folder) if self._recorder else ""
         if why:
-            self._display.event("warning", message=f"{trial.id} is run and not taken from {before}: {why}")
+            self._warn(f"{trial.id} is run and not taken from {before}: {why}")
         return not why
 
     def _reuse(self, outcome: Outcome, before: Found) -> None:
@@ -379,7 +357,7 @@ class Controller:
             relieved = self._engine.relieve(config, outcome.reliefs)
             if relieved is not None:
                 config, changed = relieved
-        self._sound(self._folder.checkpoints(trial.id))  # the job goes on from what is left
+        sound(self._engine, self._folder.checkpoints(trial.id), warn=self._warn)  # the job goes on from what is left
         folder = self._folder.new_attempt(trial.id)
         job = self._engine.job(config, AttemptPaths(folder.path, self._folder.checkpoints(trial.id)))
         params, tags = self._facts(outcome)
@@ -387,7 +365,7 @@ class Controller:
         if self._recorder:
             self._recorder.started(trial, config, folder, self._folder.checkpoints(trial.id), outcome.donor)
         # Before the start: an attempt that the ledger does not know would be nobody's if we died in between.
-        data = {"folder": str(folder.path), **({"changed": changed} if changed else {})}
+        data = {"folder": str(folder.path), "nodes": list(nodes), **({"changed": changed} if changed else {})}
         self._ledger.append("attempt_started", trial=trial.id, attempt=folder.number, data=data)
         attempt = self._cluster.start(job, folder.path, nodes)
         if attempt is None:
@@ -416,14 +394,12 @@ class Controller:
 
     def follow(
         self, outcome: Outcome, job: Job, attempt: Attempt, folder: AttemptFolder, nodes: tuple[int, ...], since: float
-    ) -> _Running:
+    ) -> Running:
         """Take an attempt into what is followed, stopped and recorded from here on, whatever happens."""
         health = Health(self._settings.stop)
         outcome.attempts = max(outcome.attempts, folder.number)
         outcome.state, outcome.folder = "starting", folder.path
-        r = _Running(
-            outcome, job, attempt, folder, Tail(folder.path / job.metrics), folder.number, since, nodes, health
-        )
+        r = Running(outcome, job, attempt, folder, Tail(folder.path / job.metrics), folder.number, since, nodes, health)
         self.running.append(r)
         for earlier in self._folder.attempts(outcome.trial.id):
             if attempt_number(earlier) < folder.number:
@@ -433,14 +409,16 @@ class Controller:
                         health.see(p)
         return r
 
-    def reattach(self, outcome: Outcome, folder: AttemptFolder, since: float, recorded: int) -> bool:
-        """Follow an attempt that a controller started which is gone; False if it was never started."""
+    def reattach(
+        self, outcome: Outcome, folder: AttemptFolder, since: float, recorded: int, nodes: tuple[int, ...]
+    ) -> bool:
+        """Follow an attempt that a controller started which is gone, on those nodes; False if it was never started."""
         attempt = self._cluster.attach(folder.path)
         if attempt is None:
             return False
         config = dict(outcome.trial.config)
         job = self._engine.job(config, AttemptPaths(folder.path, self._folder.checkpoints(outcome.trial.id)))
-        r = self.follow(outcome, job, attempt, folder, self._nodes(job.gang), since)
+        r = self.follow(outcome, job, attempt, folder, nodes, since)
         r.recorded = recorded
         planned_steps = read_json(folder.path / "spec.json").get("total_steps")
         r.until = int(planned_steps) if planned_steps is not None else None
@@ -456,9 +434,6 @@ class Controller:
         )
         return True
 
-    def _nodes(self, gang: Gang) -> tuple[int, ...]:
-        return tuple(range(gang.nodes))
-
     def _tell_started(
         self, outcome: Outcome, job: Job, folder: AttemptFolder, params: Mapping[str, Any], tags: Mapping[str, Any]
     ) -> None:
@@ -467,7 +442,7 @@ class Controller:
             outcome.trial.label,
             params,
             {**tags, "attempt": str(folder.number)},
-            _there(folder, "spec.json", document.NAME, document.PATCH, *job.files),
+            there(folder, "spec.json", document.NAME, document.PATCH, *job.files),
         )
 
     def record_end(
@@ -496,13 +471,19 @@ class Controller:
             elif not r.intent and not self._signals:
                 self._look_for_stall(r)
 
-    def _look_for_stall(self, r: _Running) -> None:
+    def _look_for_stall(self, r: Running) -> None:
+        if waits := r.attempt.waiting():  # in a queue: it holds nothing yet, and has not begun to be slow
+            r.since, r.started = time.monotonic(), time.time()
+            if waits != r.waits:
+                r.waits = waits
+                self._display.event("sweep_waiting", message=f"{r.outcome.trial.label}: {waits}")
+            return
         why = self._stalls.stalled(started=r.since, progressed=r.progressed, steps_s=r.steps_s, now=time.monotonic())
         if why:
             r.intent, r.stalled = "stalled", why
             r.attempt.stop(dump=True)
 
-    def _progress(self, r: _Running, p: Progress) -> None:
+    def _progress(self, r: Running, p: Progress) -> None:
         outcome = r.outcome
         if outcome.state != "running":
             outcome.state = "running"
@@ -526,7 +507,7 @@ class Controller:
                 arm = self.arms[outcome.trial.arm]
                 self._judge(arm.scored(outcome.trial.candidate, outcome.trial.id, p.step, p.score))
         if flagged := self._guard.see(outcome.trial.id, p):
-            self._display.event("warning", message=flagged)
+            self._warn(flagged)
         stop = r.health.see(p)
         if stop is not None and not r.intent and not self._signals:
             self._end_early(r, stop)
@@ -573,7 +554,7 @@ class Controller:
         elif verdict.fork is not None:
             self._fork(outcome, verdict.fork)
 
-    def _apply_running(self, r: _Running, verdict: Verdict) -> None:
+    def _apply_running(self, r: Running, verdict: Verdict) -> None:
         worse = Stop("worse", verdict.why, verdict.evidence, r.outcome.curve.step)
         if verdict.action == "stop":
             self._end_early(r, worse)
@@ -582,7 +563,7 @@ class Controller:
         r.reason, r.fork = (worse, None) if verdict.action == "pause" else (None, verdict.fork)
         r.attempt.stop()
 
-    def _end_early(self, r: _Running, stop: Stop) -> None:
+    def _end_early(self, r: Running, stop: Stop) -> None:
         r.intent, r.reason = "pruned", stop
         r.attempt.stop()
 
@@ -607,9 +588,9 @@ class Controller:
             summary = outcome.curve.summary(self._settings.mode)
             folder = AttemptFolder(outcome.folder, outcome.attempts, self._folder.name, None)
             folder.write_status("pruned", reason=stop.reason, stop=asdict(stop), **summary)
-            self.record_end(outcome, folder, state="pruned", reason=stop.reason, stop=asdict(stop), **_scores(summary))
+            self.record_end(outcome, folder, state="pruned", reason=stop.reason, stop=asdict(stop), **scores(summary))
             numbers = {k: v for k, v in summary.items() if v is not None}
-            files = _there(folder, "status.json", document.NAME, document.PATCH)
+            files = there(folder, "status.json", document.NAME, document.PATCH)
             self._tracker.trial_ended(outcome.trial.id, "pruned", numbers, files)
         self._say_ended(outcome, None, 0)
         self._settle(outcome)
@@ -649,7 +630,11 @@ class Controller:
     def _fork(self, outcome: Outcome, fork: Fork) -> None:
         """Go on from the donor's checkpoint with other values."""
         donor = next((o for o in self._of(fork.donor) if o.trial.seed == outcome.trial.seed and o is not outcome), None)
-        saved = self._take_over(outcome, donor, fork) if donor else None
+        saved = None
+        if donor:
+            mine, theirs = (self._folder.checkpoints(o.trial.id) for o in (outcome, donor))
+            names = (outcome.trial.id, fork.donor)
+            saved = take_over(self._engine, mine, theirs, fork.step, names=names, warn=self._warn)
         arm = self.arms[outcome.trial.arm]
         candidate = arm.candidates[outcome.trial.candidate]
         before = dict(candidate.params)
@@ -673,33 +658,9 @@ class Controller:
         if outcome.trial.id not in self.waiting:
             self.waiting.insert(0, outcome.trial.id)
 
-    def _take_over(self, outcome: Outcome, donor: Outcome, fork: Fork) -> Saved | None:
-        """Give the trial its donor's checkpoint; None where there is none to be had, and it keeps its own weights."""
-        mine, theirs = (self._folder.checkpoints(o.trial.id) for o in (outcome, donor))
-        why = f"{fork.donor} has no whole checkpoint to go on from"
-        for step in (fork.step, None):  # the judged one may be removed while it is taken over
-            try:
-                saved = self._sound(theirs, step)
-                if saved is None:
-                    break
-                self._engine.adopt(saved, mine)
-            except SweeperError as error:
-                why = str(error)
-            else:
-                return saved
-        self._display.event("warning", message=f"{outcome.trial.id} keeps its own weights: {why}")
-        return None
-
-    def _sound(self, checkpoints: Path, step: int | None = None) -> Saved | None:
-        """The checkpoint to go on from, its content read; what is corrupted is said."""
-        found = self._engine.sound(checkpoints, step)
-        for message in found.said:
-            self._display.event("warning", message=message)
-        return found.saved
-
     # --- ends ---
 
-    def _end(self, r: _Running, ended: Exit) -> None:
+    def _end(self, r: Running, ended: Exit) -> None:
         outcome = r.outcome
         seconds = max(0.0, (ended.ended or time.time()) - r.started)
         hours = seconds * r.job.gang.gpus / 3600
@@ -749,13 +710,13 @@ class Controller:
             gpu_hours=hours,
             stop=asdict(stop) if stop else None,
             root_cause=list(outcome.root_cause),
-            **_scores(summary),
+            **scores(summary),
         )
         self._tracker.trial_ended(
             outcome.trial.id,
             said,
             {k: v for k, v in summary.items() if v is not None},
-            _there(r.folder, "status.json", document.NAME, document.PATCH, r.job.metrics, "log.txt"),
+            there(r.folder, "status.json", document.NAME, document.PATCH, r.job.metrics, "log.txt"),
         )
         self._say_ended(outcome, ended, r.job.total_steps)
         if outcome.state == "waiting":
@@ -766,7 +727,7 @@ class Controller:
         elif outcome.done:
             self._settle(outcome)
 
-    def _conclude(self, r: _Running, ended: Exit) -> Failure | None:
+    def _conclude(self, r: Running, ended: Exit) -> Failure | None:
         """Say what an attempt's end means for its trial; the failure, where it is one."""
         outcome, step = r.outcome, r.outcome.curve.step
         # A trainer that ends well before its last step has not done what was asked.
@@ -788,9 +749,9 @@ class Controller:
             return self._failed(r, ended)
         return None
 
-    def _failed(self, r: _Running, ended: Exit) -> Failure:
+    def _failed(self, r: Running, ended: Exit) -> Failure:
         outcome = r.outcome
-        failure = self._explain(r, ended)
+        failure = explain(r, ended, self._engine)
         outcome.root_cause, outcome.failure = failure.lines, failure.kind
         if failure.kind == "nan":  # a result like others: the worst
             outcome.state = "pruned"
@@ -816,28 +777,9 @@ class Controller:
             )
         if decision.end_sweep and not self.given_up:
             self.given_up = decision.end_sweep
-            self._display.event("warning", message=f"nothing more is started: {decision.end_sweep}")
+            self._warn(f"nothing more is started: {decision.end_sweep}")
             for other in self.running:
                 other.attempt.stop()
-        return failure
-
-    def _explain(self, r: _Running, ended: Exit) -> Failure:
-        log = r.folder.path / "log.txt"
-        text = log.read_text(errors="replace")[-2_000_000:] if log.exists() else ""
-        step = r.outcome.curve.step
-        at = "without a single step" if step is None else f"at step {step} of {r.job.total_steps}"
-        if r.intent == "stalled":
-            hung = self._engine.hung_at(text)
-            return Failure("stalled", f"stalled {hung[0] if hung else ''}".strip(), (f"{r.stalled}, {at}", *hung))
-        if ended.reason == "stopped":  # by nobody of us
-            return Failure("preempted", "preempted", (f"it was ended from outside {at}",))
-        failure = self._engine.failure(text, ended.reason, ended.code, ended.detail)
-        if ended.code == 0:
-            said = f"the trainer ended {at} (its log: {log})"
-            return Failure(failure.kind, failure.signature, (said, *failure.lines))
-        if not failure.lines:
-            what = f"the trainer ended with code {ended.code} and said nothing (its log: {log})"
-            return Failure(failure.kind, failure.signature, (what,))
         return failure
 
     def _settle(self, outcome: Outcome) -> None:
@@ -871,6 +813,9 @@ class Controller:
                 folder=str(outcome.folder) if outcome.folder else None,
             )
 
+    def _warn(self, message: str) -> None:
+        self._display.event("warning", message=message)
+
     def _end_all(self) -> None:
         """After an error of ours: leave nothing running, keep what can be kept."""
         self._signals += 1
@@ -884,15 +829,6 @@ class Controller:
             except (SweeperError, OSError):
                 continue  # the records may be what failed; the first error is the one that is shown
         self.running.clear()
-
-
-def _there(folder: AttemptFolder, *names: str) -> list[Path]:
-    return [path for name in names if (path := folder.path / name).exists()]
-
-
-def _scores(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What the lineage record has of a curve's summary."""
-    return {"score": summary.get("final_score"), "best_score": summary.get("best_score"), "step": summary.get("step")}
 
 
 def _hours(attempt: Path) -> float:
@@ -917,18 +853,3 @@ def planned(trial: Trial, fingerprint: str) -> dict[str, Any]:
         "params": dict(trial.params),
         "kind": trial.kind,
     }
-
-
-class _Signals(AbstractContextManager[None]):
-    """SIGINT and SIGTERM call the handler; the handlers before it come back at the end."""
-
-    def __init__(self, handler: Callable[[int, FrameType | None], None]) -> None:
-        self._handler = handler
-        self._old: Mapping[int, Any] = {}
-
-    def __enter__(self) -> None:
-        self._old = {n: signal.signal(n, self._handler) for n in (signal.SIGINT, signal.SIGTERM)}
-
-    def __exit__(self, *_exc: object) -> None:
-        for number, old in self._old.items():
-            signal.signal(number, old)

@@ -48,14 +48,15 @@ class _Replay:
         self._c, self._states = controller, states
         self._since: dict[str, float] = {}
         """When the latest attempt of a trial was started; Unix time."""
+        self._nodes: dict[str, tuple[int, ...]] = {}
+        """Where it runs."""
         self._again: dict[str, int] = {}
-        """Event by which a trial was last given more steps: what ended before has not ended."""
+        """Event by which a trial was last given more steps: what ended before has not ended. Not of those that were
+        pruned: more steps do not bring them back."""
 
     def feed(self, events: Sequence[Event]) -> None:
         """What the arms, the outcomes and the counts learn from the events."""
-        for event in events:
-            if event.trial is not None and event.kind == "trial_planned" and event.data.get("again"):
-                self._again[event.trial] = event.seq
+        self._reopened(events)
         for event in events:
             if event.trial is None:
                 continue
@@ -79,9 +80,20 @@ class _Replay:
                 case "attempt_started":
                     outcome.attempts = event.attempt or 0
                     self._since[event.trial] = event.time
+                    self._nodes[event.trial] = tuple(event.data.get("nodes") or (0,))
                     self._afresh(outcome)
                 case "attempt_ended" | "trial_retired":
                     self._attempt_ended(outcome, event)
+
+    def _reopened(self, events: Sequence[Event]) -> None:
+        pruned: set[str] = set()
+        for event in events:
+            if event.trial is None:
+                continue
+            if event.kind == "trial_planned" and event.data.get("again") and event.trial not in pruned:
+                self._again[event.trial] = event.seq
+            elif event.kind == "trial_retired" or event.data.get("state") == "pruned":
+                pruned.add(event.trial)
 
     def _forked(self, outcome: Outcome, data: Mapping[str, Any]) -> None:
         outcome.forked = True
@@ -216,7 +228,7 @@ class _Replay:
         number = attempt_number(path)
         attempt = AttemptFolder(path, number, folder.name, None)
         recorded = -1 if state.last_step is None else state.last_step
-        if self._c.reattach(outcome, attempt, self._since[state.id], recorded):
+        if self._c.reattach(outcome, attempt, self._since[state.id], recorded, self._nodes[state.id]):
             outcome.donor = None
             return True
         attempt.write_status("stopped", reason="not-started")

@@ -12,6 +12,7 @@ from typing import Any
 from sweeper.errors import Problem, RequestError
 from sweeper.plan.plan import Plan
 from sweeper.trial.identity import canonical
+from sweeper.trial.records import SweepFolder
 
 SHOWN = 12
 """Differences that are printed before the rest is counted."""
@@ -45,6 +46,7 @@ def describe(plan: Plan) -> dict[str, Any]:
             "options": dict(settings.options),
             "scheduler": settings.scheduler,
             "scheduler_options": dict(settings.scheduler_options),
+            "sampler_seed": settings.sampler_seed,
             "seeds": list(settings.seeds),
             "final_seeds": list(settings.final_seeds),
             "objectives": list(settings.objectives),
@@ -102,7 +104,9 @@ def _labels(arms: list[Any]) -> str:
     return ", ".join(str(a["label"]) for a in arms[:6]) + (f" and {len(arms) - 6} more" if len(arms) > 6 else "")
 
 
-def agree(before: Mapping[str, Any], now: Mapping[str, Any], name: str, *, free: tuple[str, ...] = ()) -> None:
+def agree(
+    before: Mapping[str, Any], now: Mapping[str, Any], folder: SweepFolder, *, free: tuple[str, ...] = ()
+) -> None:
     """Refuse to go on with another request than the one that was started.
 
     `free`: keys that may differ (`trainer.total_training_steps`, where a sweep is extended).
@@ -117,8 +121,9 @@ def agree(before: Mapping[str, Any], now: Mapping[str, Any], name: str, *, free:
     lines = "\n           ".join(found[:SHOWN])
     raise RequestError(
         Problem(
-            f"this is not the request that {name} was started with (then -> now):\n           {lines}{more}",
+            f"this is not the request that {folder.name} was started with (then -> now):\n           {lines}{more}",
             valid="the overrides, conf/ and code that it was started with",
-            fix=f"sweeper resume {name} --fork NEW-NAME   (a new sweep, which reuses what is finished and the same)",
+            fix=f"sweeper resume {folder.typed} --fork NEW-NAME"
+            "   (a new sweep, which reuses what is finished and the same)",
         )
     )

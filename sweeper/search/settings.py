@@ -11,10 +11,12 @@ from typing import Any
 
 from sweeper.errors import Problem
 
-SHARED = ("trials", "space", "points", "constraints", "seeds", "final_seeds", "objectives")
+SHARED = ("trials", "sampler_seed", "space", "points", "constraints", "seeds", "final_seeds", "objectives")
 """Keys of `search` that every sampler has; the others are the sampler's own options."""
 TRIALS = 20
 """Points an arm with a sampler, where nothing else is said."""
+MOST = 100_000
+"""Points an arm may be asked for: as many as a grid may have. More is a slip of the keyboard."""
 APART = 1000
 """Final seeds begin so far from the tuning ones."""
 
@@ -33,6 +35,8 @@ class SearchSettings:
     """What the scheduler's own file has beside its name."""
     trials: int | None = None
     """Points an arm; None: all of a grid. An arm may have fewer points: `ArmPlan.budget`."""
+    sampler_seed: int | None = None
+    """Of what is drawn: proposals, and a scheduler's perturbations; None: the config's own `seed`."""
     seeds: tuple[int | None, ...] = (None,)
     """A candidate is run under each; `(None,)`: the config's own, which nothing varies."""
     final_seeds: tuple[int, ...] = ()
@@ -69,6 +73,10 @@ def read(config: Mapping[str, Any], typed: Sequence[int], problems: list[Problem
                 key="scheduler",
             )
         )
+    problems += _without_score(objectives, judge, int(search["final_seeds"]))
+    if (search["trials"] or 0) > MOST:
+        what = f"search.trials={search['trials']}: that many candidates are a slip"
+        problems.append(Problem(what, valid=f"at most {MOST:,}", fix="search.trials=100", key="search.trials"))
     if sampler == "none":
         problems += _nothing_searched(search)
     trials = 1 if sampler == "none" else search["trials"] or (None if sampler == "grid" else TRIALS)
@@ -78,6 +86,7 @@ def read(config: Mapping[str, Any], typed: Sequence[int], problems: list[Problem
         scheduler=judge,
         scheduler_options={k: v for k, v in scheduler.items() if k != "name"},
         trials=trials,
+        sampler_seed=search["sampler_seed"],
         seeds=seeds,
         final_seeds=_final(config, seeds, int(search["final_seeds"])),
         objectives=objectives,
@@ -85,6 +94,19 @@ def read(config: Mapping[str, Any], typed: Sequence[int], problems: list[Problem
         mode=str(objective["mode"]),
         constraints=tuple(map(str, search["constraints"])),
     )
+
+
+def _without_score(objectives: Sequence[str], judge: str, finals: int) -> list[Problem]:
+    """What goes by the score where the score is no objective."""
+    if "score" in objectives:
+        return []
+    asked = {"scheduler": judge} if judge != "none" else {}
+    asked |= {"search.final_seeds": str(finals)} if finals else {}
+    what = f"goes by the score, and search.objectives is {', '.join(objectives)}"
+    return [
+        Problem(f"{key}={value} {what}", valid="an objective score", fix="search.objectives=[score]", key=key)
+        for key, value in asked.items()
+    ]
 
 
 def _nothing_searched(search: Mapping[str, Any]) -> list[Problem]:

@@ -37,7 +37,8 @@ def end(store: Path, name: str) -> str:
         if who.host != socket.gethostname():
             raise RequestError(
                 Problem(
-                    f"{name} is run by process {who.pid} on {who.host}", fix=f"sweeper stop {name}   (on {who.host})"
+                    f"{name} is run by process {who.pid} on {who.host}",
+                    fix=f"sweeper stop {folder.typed}   (on {who.host})",
                 )
             )
         try:
@@ -50,7 +51,7 @@ def end(store: Path, name: str) -> str:
             if time.monotonic() > deadline:
                 raise SweeperError(f"the controller of {name} (process {who.pid}) was asked to end and has not yet")
             time.sleep(POLL_S)
-        return f"{name} was stopped; sweeper resume {name} goes on with it"
+        return f"{name} was stopped; sweeper resume {folder.typed} goes on with it"
     return _without_controller(folder, path)
 
 
@@ -69,4 +70,4 @@ def _without_controller(folder: SweepFolder, path: Path) -> str:
     if not attempts:
         return f"nothing of {folder.name} runs"
     ended = f"{len(attempts)} trial{'s' * (len(attempts) != 1)}"
-    return f"{ended} of {folder.name} stopped; sweeper resume {folder.name} goes on"
+    return f"{ended} of {folder.name} stopped; sweeper resume {folder.typed} goes on"

@@ -194,10 +194,36 @@ def test_what_is_typed_replaces_the_dim_of_the_config() -> None:
         ([TPE, LR, "failures.retries=-1"], "failures.retries=-1"),
         ([TPE, LR, "placement.probe=perhaps"], "auto, true, false"),
         ([TPE, LR, "trainer.n_gpus_per_node=64"], "trainer.n_gpus_per_node=64: a node of cluster local has"),
+        ([TPE, LR, "cluster.gpus_per_node=64"], "cluster.gpus_per_node=64: a node of cluster local has"),
+        ([TPE, LR, "cluster.nodes=2"], "cluster.nodes=2: cluster local has 1 node"),
     ],
 )
 def test_what_is_wrong_with_a_search(lines: list[str], said: str) -> None:
     assert said in refused(*lines)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["search.space={lr: interval(1e-3,1e-5)}"], "in quotes"),
+        (["scheduler.reduction_factor=2"], "scheduler=asha scheduler.reduction_factor=2"),
+        (["scheduler.grace_period=2"], "scheduler=asha scheduler.grace_period=2"),
+        (["search.startup=5", "search=random", LR], "search=tpe"),
+        (["stop.foo=1"], "stop.nan"),
+        (["search.trials=1000000000", "search=random", LR], "at most 100,000"),
+        (["search.objectives=[gpu_hours]", "search=random", LR, "scheduler=asha"], "scheduler=asha goes by the score"),
+        (["search.objectives=[gpu_hours]", "search=random", LR, "search.final_seeds=2"], "final_seeds=2 goes by"),
+    ],
+)
+def test_what_is_no_option_here_says_where_it_is_one(lines: list[str], said: str) -> None:
+    found = refused(*lines)
+    assert said in found and "stop=1 " not in found
+
+
+@pytest.mark.parametrize("line", ["trainer.test_freq=-1", "trainer.total_training_steps=0"])
+def test_what_is_wrong_at_every_point_is_not_said_of_the_space(line: str) -> None:
+    said = refused("search=random", LR, line)
+    assert said.startswith(line) and "points" not in said and "space" not in said
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
@@ -224,6 +250,26 @@ def test_constraints_take_points_out_and_intervals_are_looked_into() -> None:
     assert arm.example is not None and 1e-5 < arm.example.trial.params["lr"] < 1e-4
     assert arm.refuse({"lr": 1e-6, "kl": 0}).startswith("constraint: not lr > 1e-5")
     assert sum(r.points for r in arm.removed) > 0
+
+
+def test_an_endless_space_says_which_share_of_it_cannot_run() -> None:
+    plan = make([TPE, LR, "search.constraints=['lr < 1.1e-6 or lr > 9.9e-4']"])
+    (arm,) = plan.arms
+    (removed,) = arm.removed
+    assert removed.points > 0.9 * arm.looked, "the bounds of the interval can run, and hardly anything between them"
+    assert f"{removed.points:,} removed: constraint: not lr < 1.1e-6" in text(plan)
+
+
+@pytest.mark.parametrize(
+    ("lines", "why"),
+    [
+        (["kl=interval(-1,0)"], "kl"),
+        (["lr=interval(1e-5,1e-3)", "search.constraints=['lr < 1.0001e-5']"], "constraint: not lr < 1.0001e-5"),
+    ],
+)
+def test_a_space_of_which_only_a_bound_can_run_is_refused(lines: list[str], why: str) -> None:
+    said = refused("search=random", "search.trials=5", *lines)
+    assert "none of 1,024 points" in said and why in said
 
 
 def test_a_scheduler_saves_and_the_plan_says_how_much() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -329,6 +330,15 @@ def test_an_attempt_that_says_nothing_is_ended_with_where_it_hung(tmp_path: Path
     assert "File train.py, line 3, in wait_for_rollout" in status["root_cause"]
 
 
+def test_an_attempt_that_waits_in_a_queue_says_why_and_does_not_count_as_stalled(tmp_path: Path) -> None:
+    settings = {**FAILURES, "retries": 0, "first_step_s": 0.0}
+    bench = Bench(tmp_path, [fake_trial(0, queued=3)], failures=settings)
+    assert bench.run() == {"000": "finished"}
+    said = bench.display.of("sweep_waiting")
+    assert len(said) == 1
+    assert said[0]["message"].endswith(": (Priority)")
+
+
 def test_a_candidate_is_scored_over_its_seeds_and_told_once(tmp_path: Path) -> None:
     arm = FakeArm([fake_trial(0), fake_trial(1)], seeds=(1, 2, 3), scheduler=Script({}))
     bench = Bench(tmp_path, [], arms=[arm])
@@ -488,3 +498,33 @@ class TestWhatAReviewFound:
         assert again.run() == {"000": "finished"}
         assert again.controller.outcomes["000"].curve.step == 6
         assert cluster.started == ["000"], "one more attempt, from the checkpoint"
+
+    def test_more_steps_bring_no_pruned_candidate_back_and_the_finals_do_not_wait_for_it(self, tmp_path: Path) -> None:
+        def arm(steps: int) -> FakeArm:
+            trials = [fake_trial(0, steps=steps), fake_trial(1, hold=True), fake_trial(2, steps=steps)]
+            return FakeArm(trials, scheduler=Script({("001", 2): {"001": STOPPED}}))
+
+        first = Bench(tmp_path, [], arms=[arm(4)])
+        assert first.run() == {"000": "finished", "001": "pruned", "002": "finished"}
+        with contextlib.closing(Ledger.open(first.folder.path / "ledger.db", create=False)) as ledger:
+            ledger.append_all([("trial_planned", t, {"candidate": t, "again": True}) for t in ("000", "001", "002")])
+        longer = Bench(tmp_path, [], arms=[arm(6)], final_seeds=(1001,))
+        assert {n: told.state for n, told in longer.arms[0].sampler.told.items()} == {1: "pruned"}
+        states = longer.run()
+        assert [t for t in states if "final" in t] == ["000-final-s1001"]
+        assert states["001"] == "pruned" and "001" not in longer.cluster.started
+
+    def test_a_sampler_that_finds_no_point_says_so_with_the_last_reason(self, tmp_path: Path) -> None:
+        arm = FakeArm([fake_trial(0)], budget=3)
+        bench = Bench(tmp_path, [], arms=[arm])
+        search = bench.controller.arms["0"]
+        search.refuse = lambda _params: "kl=-0.5 is negative"
+        ask = search._sampler.ask
+
+        def refusing(refuse: Any) -> Any:
+            return ask(refuse) or (refuse({"kl": -0.5}) and None)
+
+        search._sampler.ask = refusing  # type: ignore[method-assign]
+        assert bench.run() == {"000": "finished"}
+        (said,) = (e["message"] for e in bench.display.events if e["event"] == "warning")
+        assert "no point is left that can run: 1 of 3 were proposed" in said and "kl=-0.5 is negative" in said

@@ -193,3 +193,53 @@ assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+TP = Dim("tp", values=(1, 2, 4))
+
+
+@pytest.mark.parametrize("kind", [k for k in samplers.KINDS if k not in ("none", "grid")])
+class TestADimThatIsPlacement:
+    """It is searched beside the model: what is told says nothing of it."""
+
+    def asked(self, kind: str, told: Any, cut: int | None = None, refuse: Any = lambda _: "") -> list[dict[str, Any]]:
+        def made() -> Any:
+            options = {"startup": 4, "population": 4}
+            return samplers.make(kind, (TP, X), seed=1, options=options, apart=["tp"])
+
+        sampler, past, out = made(), [], []
+        for turn in range(12):
+            if turn == cut:  # the process died
+                sampler = made()
+                sampler.replay(past)
+            asked = sampler.ask(refuse)
+            assert asked is not None
+            sampler.tell(asked.number, told(asked.params))
+            past.append(Past(asked, told(asked.params)))
+            out.append(dict(asked.params))
+        return out
+
+    def test_its_values_change_no_proposal_and_are_all_tried(self, kind: str) -> None:
+        def told(params: Any) -> Told:
+            return Told("finished", (-abs(params["x"] - 0.3),))
+
+        points = self.asked(kind, told)
+        assert {p["tp"] for p in points} == {1, 2, 4}
+        # The same results under other sizes: the model proposes the same.
+        moved = self.asked(kind, told, refuse=lambda p: "too large" if p["tp"] == 4 else "")
+        assert [p["x"] for p in moved] == [p["x"] for p in points]
+        assert {p["tp"] for p in moved} == {1, 2}
+
+    def test_a_search_that_was_killed_goes_on_with_the_same(self, kind: str) -> None:
+        def told(params: Any) -> Told:
+            return Told("finished", (-abs(params["x"] - 0.3),))
+
+        assert self.asked(kind, told, cut=7) == self.asked(kind, told)
+
+    def test_where_nothing_else_is_searched_every_value_is_run_once(self, kind: str) -> None:
+        sampler = samplers.make(kind, (TP,), seed=1, options={"startup": 1, "population": 2}, apart=["tp"])
+        asked = []
+        while (one := sampler.ask(lambda _: "")) is not None:
+            asked.append(one.params["tp"])
+            sampler.tell(one.number, Told("finished", (1.0,)))
+        assert sorted(asked) == [1, 2, 4]

@@ -7,7 +7,7 @@ Optuna is imported by `make` for the kinds that are its own and where a study is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,17 @@ def make(
     modes: Sequence[str] = ("max",),
     options: Mapping[str, Any] | None = None,
     points: Sequence[Mapping[str, Any]] = (),
+    apart: Collection[str] = (),
     journal: Path | None = None,
 ) -> Sampler:
     """The sampler of one arm.
 
     `modes` holds `max` or `min`, one an objective. `options`: `startup` (tpe, gp: decided points before the model),
     `population` (nsga2). `points` are proposed first, in order; what a point leaves open is drawn at random, and a name
-    that is no dim of this arm is passed over (the point of another arm). `journal` is where the study that Optuna's
-    tools open is written; it appears with the first ask or with `replay`. Raises ValueError where a point is outside
-    its dim, for `grid` over an interval, and for what Optuna refuses as a range.
+    that is no dim of this arm is passed over (the point of another arm). `apart` names dims that no model sees, such as
+    placement, which says how fast and not how good: they are drawn at random (a grid has every value). `journal` is
+    where the study that Optuna's tools open is written; it appears with the first ask or with `replay`. Raises
+    ValueError where a point is outside its dim, for `grid` over an interval, and for what Optuna refuses as a range.
     """
     if kind not in KINDS:
         raise ValueError(f"no sampler {kind!r}; there are {', '.join(KINDS)}")
@@ -48,7 +50,8 @@ def make(
     else:
         from sweeper.search.samplers import models
 
-        model = models.make(kind, space, seed, modes, options or {})
+        modelled = Space([dim for dim in dims if dim.name not in apart])
+        model = models.make(kind, modelled, seed, modes, options or {})
     return Study(space, model, seed=seed, modes=modes, points=points, journal=journal)
 
 

@@ -25,6 +25,8 @@ ENUMERABLE = 100_000
 """A space of so many points is gone through to its end before a sampler gives up."""
 TRIES = 1_000
 """So many random points of a larger space are tried before it does."""
+DRAWS = 10
+"""So many values of the dims that a model does not see are tried with a proposal."""
 
 
 @dataclass(slots=True)
@@ -55,7 +57,7 @@ Memory = Sequence[Entry]
 
 
 class Model(Protocol):
-    """Proposes; a function of its seed and of the memory."""
+    """Proposes, of all dims or of those that it sees; a function of its seed and of the memory."""
 
     patience: int | None
     """After so many of its proposals on end that were refused another way is taken; None: there is no other way."""
@@ -119,7 +121,7 @@ class Study:
                 params = self._leftover(number, refuse)
             else:
                 codes = self._model.propose(self._memory)
-                params = None if codes is None else self._space.decode(codes)
+                params = None if codes is None else self._completed(codes, number, refuse)
                 streak += 1
             if params is None:
                 # What was refused on the way is in no Ask, so a later process could not know it.
@@ -216,6 +218,20 @@ class Study:
             else:
                 out[name] = rng.uniform(dim.low, dim.high)
         return out
+
+    def _completed(self, codes: Codes, number: int, refuse: Refuse) -> dict[str, Any]:
+        """The point of a proposal, the dims that its model does not see drawn, and drawn anew while it cannot run: the
+        model would take that for the fault of its own."""
+        if codes.keys() == self._space.axes.keys():
+            return self._space.decode(codes)
+        point: dict[str, Any] = {}
+        for attempt in range(DRAWS):
+            drawn = self._drawn("apart", number, attempt)
+            axes = self._space.axes.items()
+            point = {name: axis.decode(codes[name]) if name in codes else drawn[name] for name, axis in axes}
+            if not refuse(point):
+                break
+        return point
 
     def _filled(self, number: int) -> dict[str, Any]:
         point = self._points[number]

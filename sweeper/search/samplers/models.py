@@ -108,7 +108,8 @@ class _Base:
         return study.ask(self._ranges).params
 
     def _trial(self, entry: Entry, state: TrialState, **more: Any) -> FrozenTrial:
-        trial = create_trial(state=state, params=entry.codes, distributions=self._ranges, **more)
+        seen = {name: entry.codes[name] for name in self._ranges}
+        trial = create_trial(state=state, params=seen, distributions=self._ranges, **more)
         trial.number = entry.number
         return trial
 
