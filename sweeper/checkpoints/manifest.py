@@ -19,6 +19,7 @@ import json
 import os
 import stat
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / FOLDER / f"{name_of(step)}.json"
 
 
-def digest(files: tuple[Entry, ...] | list[Entry]) -> str:
+def digest(files: Iterable[Entry]) -> str:
     """64 hexadecimal digits for a folder's content."""
     rows = [list(entry) for entry in sorted(files)]
     return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
@@ -75,15 +76,9 @@ def write(folder: Path, step: int, *, trial: str = "", attempt: int | None = Non
     Raises:
         OSError: It cannot be read, or the manifest cannot be written; no half manifest is left.
     """
-    at = folder / name_of(step)
-    try:
-        before = _look(at)
-        hashes = _hashes([at / rel for rel in before])
-        if not before or _look(at) != before:
-            return None
-    except FileNotFoundError:
+    files = content(folder, step)
+    if files is None:
         return None
-    files = tuple((rel, before[rel][0], sha) for rel, sha in zip(before, hashes, strict=True))
     made = Manifest(step, trial, attempt, digest(files), sum(f[1] for f in files), files, time.time())
     path = path_of(folder, step)
     path.parent.mkdir(exist_ok=True)
@@ -96,6 +91,23 @@ def write(folder: Path, step: int, *, trial: str = "", attempt: int | None = Non
             temp.unlink()
         raise
     return made
+
+
+def content(folder: Path, step: int) -> tuple[Entry, ...] | None:
+    """The files of the checkpoint of that step, all of them read; None where it went away or changed meanwhile.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    at = folder / name_of(step)
+    try:
+        before = _look(at)
+        hashes = _hashes([at / rel for rel in before])
+        if not before or _look(at) != before:
+            return None
+    except FileNotFoundError:
+        return None
+    return tuple((rel, before[rel][0], sha) for rel, sha in zip(before, hashes, strict=True))
 
 
 def read(folder: Path, step: int) -> Manifest | None:

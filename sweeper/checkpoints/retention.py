@@ -96,7 +96,7 @@ class Retention:
     def _say(self, message: str, once: str = "") -> None:
         if (once or message) not in self._said:
             self._said.add(once or message)
-            self._warn(f"{message}; sweeper gc {self._folder.name} shows them")
+            self._warn(f"{message}; sweeper gc {self._folder.typed} shows them")
 
 
 def standing(outcome: Outcome) -> Standing:

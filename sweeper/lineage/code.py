@@ -24,6 +24,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from sweeper.checkpoints import manifest
 from sweeper.errors import Problem, RequestError
 from sweeper.lineage import document, hashes
 from sweeper.trial.records import mask
@@ -165,7 +166,7 @@ def package_sha256() -> str:
     """The digest of this package's sources, as of a folder; files that Python or an editor left are not among them."""
     names = [n for n in hashes.walk(_PACKAGE) if n.endswith((".py", ".yaml", ".json", ".sh", "py.typed"))]
     paths = [_PACKAGE / n for n in names]
-    return hashes.digest((n, p.stat().st_size, hashes.sha256(p)) for n, p in zip(names, paths, strict=True))
+    return manifest.digest((n, p.stat().st_size, hashes.sha256(p)) for n, p in zip(names, paths, strict=True))
 
 
 def without_credentials(address: str) -> str:

@@ -28,6 +28,7 @@ _OF_THE_SWEEP = frozenset(
         "project",
         "store",
         "plan",
+        "detach",
         "output",
         "tracking",
         "max_concurrent",

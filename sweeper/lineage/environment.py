@@ -1,8 +1,9 @@
 """What a trial is computed by: interpreter, packages, engine, machine.
 
 Guarantees: it is asked of the engine's interpreter, which may be another than ours; nothing that is installed is
-imported; each interpreter is asked once a process; what cannot be known is null, never an error. Only the standard
-library is imported.
+imported; each interpreter is asked once a process; what cannot be known is null, never an error; what is in an image
+that the trial runs in is not asked of this machine, for the image's digest says it. Only the standard library is
+imported.
 """
 
 from __future__ import annotations
@@ -22,11 +23,15 @@ from sweeper.lineage import hashes, probe
 
 LOCKS = ("uv.lock", "poetry.lock", "requirements.lock", "constraints.txt")
 """Files beside the code that pin what is installed; the first that is there."""
+IMAGE = "SWEEPER_IMAGE"
+"""Variable: the image, where only people know it."""
 TIMEOUT_S = 20.0
 """An interpreter's start from a cold disk takes seconds; a driver that hangs is not waited for."""
 
 
-def capture(python: str | None, engine: str, root: Path, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+def capture(
+    python: str | None, engine: str, root: Path, env: Mapping[str, str] | None = None, image: str | None = None
+) -> dict[str, Any]:
     """The section `environment` of the lineage record.
 
     Args:
@@ -34,7 +39,10 @@ def capture(python: str | None, engine: str, root: Path, env: Mapping[str, str] 
         engine: the engine's name, which is its distribution's.
         root: the code's folder, where a lock file is looked for.
         env: variables that the engine is given beside ours.
+        image: the container image that has `python` and the engine; None or empty: none.
     """
+    if image:
+        return {**_machine(), "image": os.environ.get(IMAGE) or image, "lock": _lock(root), **_described({}, engine)}
     pythonpath = str((env or {}).get("PYTHONPATH") or "")
     return {**_machine(), "lock": _lock(root), **_installed(python or sys.executable, engine, pythonpath)}
 
@@ -42,6 +50,10 @@ def capture(python: str | None, engine: str, root: Path, env: Mapping[str, str] 
 @cache
 def _installed(python: str, engine: str, pythonpath: str) -> dict[str, Any]:
     found = probe.probe(engine) if python == sys.executable and not pythonpath else _asked(python, engine, pythonpath)
+    return _described(found, engine)
+
+
+def _described(found: Mapping[str, Any], engine: str) -> dict[str, Any]:
     packages = found.get("packages") or {}
     return {
         "python": found.get("python") or "",
@@ -116,7 +128,7 @@ def _gpus() -> tuple[list[str], str | None]:
 def _image(environ: Mapping[str, str], podman: Path) -> str | None:
     """The container image, with its digest where that is known. Docker and Kubernetes do not say it inside, so
     `SWEEPER_IMAGE` may; Apptainer and podman do."""
-    for name in ("SWEEPER_IMAGE", "APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"):
+    for name in (IMAGE, "APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"):
         if environ.get(name):
             return environ[name]
     try:
@@ -125,6 +137,20 @@ def _image(environ: Mapping[str, str], podman: Path) -> str | None:
         return None
     name, number = told.get("image", ""), told.get("imageid", "")
     return f"{name}@sha256:{number}" if name and number else name or None
+
+
+def image_of(attempt: Path, name: str) -> str:
+    """The image of that name that an attempt's first node ran in, with the digest that was found there
+    (clusters/gang/contain.py); empty where none was."""
+    try:
+        found = json.loads((attempt / "gang" / "0.image.json").read_text(encoding="utf-8"))
+        number, digests = str(found["id"]), [str(digest) for digest in found["digests"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    known = name.partition("@")[0]
+    repository = known.rpartition("/")[2].partition(":")[0]
+    pulled = [d.partition("@")[2] for d in digests if d.partition("@")[0].rpartition("/")[2] == repository]
+    return f"{known}@{[*pulled, number if ':' in number else f'sha256:{number}'][0]}"
 
 
 def _lock(root: Path) -> dict[str, str] | None:

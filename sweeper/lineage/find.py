@@ -20,9 +20,9 @@ from sweeper import cache
 from sweeper.errors import Problem, RequestError
 from sweeper.lineage import document
 from sweeper.trial.ledger import Ledger
-from sweeper.trial.records import SweepFolder, attempt_number
+from sweeper.trial.records import SweepFolder, attempt_number, store_flag
 
-RECORD, METRICS, PATCH = "lineage.json", "metrics.jsonl", "code.patch"
+RECORD, METRICS, PATCH = document.NAME, "metrics.jsonl", document.PATCH
 SHOWN = 12
 """Candidates that are listed before the rest is counted."""
 _MLFLOW_ID = re.compile(r"[0-9a-f]{32}")
@@ -152,12 +152,14 @@ def _unknown(run: str, store: Path) -> RequestError:
     bare = SweepFolder(store / sweep)
     if rest and not ours and bare.trial(rest.partition("/")[0]).is_dir():
         what = f"{run} has no {RECORD}: it was run before there were lineage records, or it was deleted"
-        return RequestError(Problem(what, valid=_listed(there, ", "), fix="sweeper status", key="RUN"))
+        return RequestError(
+            Problem(what, valid=_listed(there, ", "), fix=f"sweeper status{store_flag(store)}", key="RUN")
+        )
     return RequestError(
         Problem(
             f"there is no run {run} in {store}",
             valid=_listed(ours or there, ", ") or "there is none yet; an MLflow run id or the path of a lineage.json",
-            fix=f"sweeper status {sweep}" if ours else "sweeper status" if there else "--store FOLDER",
+            fix=f"sweeper status{f' {sweep}' * bool(ours)}{store_flag(store)}" if there else "--store FOLDER",
             key="RUN",
         )
     )
@@ -177,13 +179,13 @@ def _from_mlflow(run: str, uri: str | None) -> Found:
     The metrics are those of its latest attempt, which is the file that the run has.
     """
     from sweeper.tracking import mlflow as tracker
-    from sweeper.tracking.store import _quiet, absolute, reason, shown, sqlite_file
+    from sweeper.tracking.store import absolute, quiet, reason, shown, sqlite_file
 
     at = absolute(uri or os.environ.get("MLFLOW_TRACKING_URI") or tracker.DEFAULT_URI)
     file = sqlite_file(at)
     if file is not None and not file.exists():  # MLflow would make one
         raise _no_run(run, f"there is no {file}", "--uri URI   (or run it where mlflow.db is)")
-    _quiet()
+    quiet()
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException

@@ -3,7 +3,8 @@
 Guarantees: a hash is of one state of a file: one that changes while it is read is read again, then refused; what is
 remembered is known by (path, size, mtime, inode) and never of a file that could have changed without its time showing
 it; any number of processes share the memory, and one that is missing, locked or damaged costs nothing but time;
-`fresh=True` reads the content whatever is remembered. Only the standard library is imported.
+`fresh=True` reads the content whatever is remembered; what takes long says so, and how far it is. Only the standard
+library is imported.
 
 The digest of a folder, and of a checkpoint, is the SHA-256 of the canonical JSON (no spaces, ASCII) of
 `[[relative path with "/", bytes, sha256], ...]`, sorted by path.
@@ -13,18 +14,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from sweeper import cache
+from sweeper.checkpoints.manifest import digest
 from sweeper.errors import SweeperError
 
 THREADS = min(8, os.cpu_count() or 1)
@@ -34,6 +35,9 @@ SETTLED_NS = 100_000_000
 for files ticks every 1 to 10 ms."""
 SETTLED_COARSE_NS = 2_000_000_000
 """Likewise where the times of files are whole seconds (FAT: two)."""
+LONG_BYTES = 2 * 2**30
+"""From here on somebody waits: a core hashes 1 to 2 GB a second, a disk may give a tenth of that."""
+SAY_S = 10.0
 _TRIES = 3
 _TABLE = """
 CREATE TABLE IF NOT EXISTS files (
@@ -47,6 +51,8 @@ CREATE TABLE IF NOT EXISTS files (
 
 File = tuple[str, int, str]
 """Relative path, bytes, sha256."""
+_Hashed = tuple[tuple[int, int, int], str, bool]
+"""What a file was, its hash, and whether that may be remembered."""
 
 
 class HashError(SweeperError):
@@ -61,12 +67,6 @@ class Tree:
     bytes: int
     files: list[File]
     """Sorted by path."""
-
-
-def digest(files: Iterable[Sequence[object]]) -> str:
-    """The digest of a list of files (relative path, bytes, sha256), in whatever order it comes."""
-    listed = sorted([list(f) for f in files], key=lambda f: str(f[0]))
-    return hashlib.sha256(json.dumps(listed, separators=(",", ":"), ensure_ascii=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:
@@ -110,9 +110,11 @@ def walk(folder: Path) -> list[str]:
 class Hashes:
     """Hashes with a memory. Thread-safe."""
 
-    def __init__(self, cache_file: Path | None = None) -> None:
-        """`cache_file`: by default `hashes.db` in the cache of this project; made when it is first needed."""
+    def __init__(self, cache_file: Path | None = None, say: Callable[[str], None] | None = None) -> None:
+        """`cache_file`: by default `hashes.db` in the cache of this project; made when it is first needed. `say` is
+        told of what takes long, in a line each."""
         self.path = cache_file or cache.root() / "hashes.db"
+        self._say = say
         self._lock = threading.Lock()
         self._own: dict[str, tuple[tuple[int, int, int], str]] = {}
         """What this process has asked for: path -> what the file was, and its hash."""
@@ -131,11 +133,9 @@ class Hashes:
         facts = {p: _facts(p) for p in whole}
         known = {} if fresh else self._known(facts)
         todo = sorted(facts.keys() - known.keys(), key=lambda p: (-facts[p][0], p))  # the longest first
-        if len(todo) > 1:
-            with ThreadPoolExecutor(min(THREADS, len(todo))) as pool:
-                results = dict(zip(todo, pool.map(_hashed, todo), strict=True))
-        else:
-            results = {p: _hashed(p) for p in todo}
+        with ThreadPoolExecutor(min(THREADS, len(todo)) or 1) as pool:
+            done = pool.map(_hashed, todo) if len(todo) > 1 else map(_hashed, todo)
+            results = dict(zip(todo, self._said(done, [facts[p][0] for p in todo]), strict=True))
         self._learn([(p, *was, value) for p, (was, value, settled) in results.items() if settled])
         return [known[p] if p in known else results[p][1] for p in whole]
 
@@ -150,6 +150,21 @@ class Hashes:
         sizes = [_facts(p)[0] for p in paths]
         files: list[File] = list(zip(names, sizes, self.files(paths, fresh), strict=True))
         return Tree(digest(files), sum(sizes), files)
+
+    def _said(self, done: Iterator[_Hashed], sizes: Sequence[int]) -> Iterator[_Hashed]:
+        """The same, in the same order, with a word where it takes long."""
+        total, so_far = sum(sizes), 0
+        if self._say is None or total < LONG_BYTES:
+            yield from done
+            return
+        self._say(f"hashing {total / 1e9:,.1f} GB in {len(sizes)} file{'s' * (len(sizes) > 1)}; it is remembered")
+        last = time.monotonic()
+        for one, size in zip(done, sizes, strict=True):
+            yield one
+            so_far += size
+            if time.monotonic() - last >= SAY_S:
+                last = time.monotonic()
+                self._say(f"hashed {so_far / 1e9:,.1f} of {total / 1e9:,.1f} GB")
 
     # --- the memory ---
 
@@ -198,7 +213,7 @@ def _of(found: os.stat_result) -> tuple[int, int, int]:
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 
-def _hashed(path: str | Path) -> tuple[tuple[int, int, int], str, bool]:
+def _hashed(path: str | Path) -> _Hashed:
     """What the file was, its hash, and whether that may be remembered."""
     for _ in range(_TRIES):
         started = time.time_ns()

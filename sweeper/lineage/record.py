@@ -26,7 +26,7 @@ from sweeper.lineage import code, document, environment, inputs
 from sweeper.lineage.code import Code
 from sweeper.lineage.hashes import Hashes
 from sweeper.trial.identity import both_leaves, fingerprint_of, placement_of
-from sweeper.trial.records import AttemptFolder, SweepFolder, attempt_number, now, secret_name
+from sweeper.trial.records import AttemptFolder, SweepFolder, attempt_number, now, secret_name, without_secrets
 from sweeper.trial.spec import Trial
 
 PATCHES = "patches"
@@ -129,6 +129,9 @@ class Recorder:
         try:
             found = document.load(folder.path)
             found["result"] = {**_NO_RESULT, **result}
+            asked = (found["config"].get("engine") or {}).get("image")
+            if asked and (image := environment.image_of(folder.path, str(asked))):
+                found["environment"]["image"] = image
             found["times"] |= {"started": now(started) if started else found["times"]["started"], "ended": now(ended)}
             found["checkpoints"] = _checkpoints(checkpoints, folder.number)
             document.write(folder.path, found)
@@ -148,8 +151,12 @@ class Recorder:
             if said := _data_differs(before["inputs"], today):
                 return said
             was, is_now = before["environment"]["engine"], self._environment(trial.config)["engine"]
+            images = [str((c.get("engine") or {}).get("image") or "") for c in (before["config"], trial.config)]
         except (SweeperError, KeyError, TypeError) as error:
             return f"its lineage record cannot be compared: {_line(error)}"
+        if images[0] != images[1]:
+            in_image = [f"in the image {image}" if image else "in no image" for image in images]
+            return f"it was computed {in_image[0]}, and today's would be {in_image[1]}"
         if (was["version"], was["commit"]) != (is_now["version"], is_now["commit"]):
             return f"it was computed by {_engine_text(was)}, and {_engine_text(is_now)} is installed"
         return ""
@@ -208,7 +215,9 @@ class Recorder:
     def _environment(self, config: Mapping[str, Any]) -> dict[str, Any]:
         engine = config.get("engine") or {}
         name = str(engine.get("name", ""))
-        return environment.capture(engine.get("python"), name, self._code().root, engine.get("env"))
+        return environment.capture(
+            engine.get("python"), name, self._code().root, engine.get("env"), engine.get("image")
+        )
 
     def _link_patch(self, folder: AttemptFolder) -> None:
         patch = self._code().patch
@@ -345,8 +354,7 @@ def _without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
     engine = config.get("engine")
     if not isinstance(engine, Mapping) or not engine.get("env"):
         return dict(config)
-    env = {k: f"<{k}>" if secret_name(k) else v for k, v in engine["env"].items()}
-    return {**config, "engine": {**engine, "env": env}}
+    return {**config, "engine": {**engine, "env": without_secrets(engine["env"])}}
 
 
 def _data_differs(before: Iterable[Mapping[str, Any]], today: Iterable[Mapping[str, Any]]) -> str:

@@ -38,6 +38,7 @@ OF_THE_SWEEP = frozenset(
         "store",
         "output",
         "plan",
+        "detach",
         "max_concurrent",
         "search",
         "scheduler",
@@ -314,7 +315,11 @@ def _changes(changes: Sequence[diff.Change]) -> str:
 
 def _environment(found: Found, python: str, root: Path) -> dict[str, Any]:
     engine = found.document["config"].get("engine") or {}
-    return environment.capture(python, str(engine.get("name")), root, engine.get("env"))
+    image, recorded = engine.get("image"), str(found.document["environment"]["image"])
+    made = environment.capture(python, str(engine.get("name")), root, engine.get("env"), image)
+    if image and recorded.startswith(f"{image}@"):
+        made["image"] = recorded  # what the name stands for on the hosts is known once it runs there
+    return made
 
 
 def decisive(what: str) -> bool:

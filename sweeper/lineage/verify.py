@@ -30,7 +30,7 @@ from sweeper.errors import Problem, RequestError
 from sweeper.lineage import curves, diff
 from sweeper.lineage.find import Found
 from sweeper.search import stats
-from sweeper.trial.records import write_json
+from sweeper.trial.records import number, write_json
 
 TIERS = ("config", "exact", "statistical")
 SEEDS = 5
@@ -109,8 +109,13 @@ def altered_checkpoints(found: Found) -> list[str]:
     for saved in found.document["checkpoints"]:
         at, step = Path(saved["path"]), int(saved["step"])
         try:
-            written = manifest.read(at.parent, step) if at.is_dir() else None
-            if written is None or manifest.retired(at.parent, written):
+            written = manifest.read(at.parent, step)
+            if not _there(at, written):
+                continue
+            if written is None:
+                files = manifest.content(at.parent, step) or ()
+                if manifest.digest(files) != saved["digest"]:
+                    wrong.append(f"{at}: its content is not the recorded one, and its manifest is gone")
                 continue
             if written.digest != saved["digest"]:
                 wrong.append(f"{at}: its manifest has digest {written.digest}, the record {saved['digest']}")
@@ -118,6 +123,24 @@ def altered_checkpoints(found: Found) -> list[str]:
         except (manifest.DamagedError, OSError) as error:
             wrong.append(f"{at}: {error}")
     return wrong
+
+
+def _there(checkpoint: Path, written: manifest.Manifest | None) -> bool:
+    """Whether it is still there. Of one that verl deleted some folders are gone, and where its manifest is forgotten
+    too, nothing but single files is left."""
+    if written is not None:
+        return not manifest.retired(checkpoint.parent, written)
+    return checkpoint.is_dir() and any(path.is_dir() for path in checkpoint.iterdir())
+
+
+def _gone(found: Found) -> list[str]:
+    """What could not be looked at, a line each; after `altered_checkpoints` had nothing to say."""
+    lines = []
+    for saved in found.document["checkpoints"]:
+        at, step = Path(saved["path"]), int(saved["step"])
+        if not _there(at, manifest.read(at.parent, step)):
+            lines.append(f"the checkpoint of step {step} is gone, and was not looked at")
+    return lines
 
 
 def judge_exact(found: Found, again: Found) -> Report:
@@ -129,13 +152,16 @@ def judge_exact(found: Found, again: Found) -> Report:
     engine = _engine(found)
     recorded, new = (curves.read(run.metrics, engine, run.document["config"]) for run in (found, again))
     of = {"against": again.name, "lineage": str(again.path)}
+    compared = curves.compare(recorded, new, engine.of_machine)
     for run, curve in ((found, recorded), (again, new)):
         if not curve:
             why = f"{run.name} has no metrics: {run.metrics[-1]} is missing or empty"
             return Report("exact", found.name, "unjudged", why, of)
-    if not recorded.keys() & new.keys():
-        return Report("exact", found.name, "unjudged", f"{again.name} has none of its steps", of)
-    compared = curves.compare(recorded, new, engine.of_machine)
+    if not compared.values:
+        why = f"{again.name} has none of its steps, or only what measures the machine: nothing was compared"
+        return Report("exact", found.name, "unjudged", why, of)
+    if why := _unlike_its_curve(found, recorded, engine):
+        return Report("exact", found.name, "fail", why, of)
     facts = {
         **of,
         "steps": compared.steps,
@@ -156,6 +182,22 @@ def judge_exact(found: Found, again: Found) -> Report:
     beyond = f"; it goes on to step {compared.only_b[-1]}, which is not judged" if compared.only_b else ""
     why = f"all {compared.values} values of {compared.steps} steps are the same to the last bit{beyond}"
     return Report("exact", found.name, "pass", why, facts)
+
+
+def _unlike_its_curve(found: Found, recorded: curves.Curves, engine: Engine) -> str:
+    """What the record claims and its own metrics do not say; empty where they agree.
+
+    The result is the claim that people read, so it is held against the curve that it was taken from.
+    """
+    result = found.document["result"] or {}
+    step = result.get("step")
+    if step is not None and max(recorded) < step:
+        return f"result.step: {step} is recorded, and the metrics end at step {max(recorded)}"
+    measured = curves.scores(found.metrics, engine, found.document["config"])
+    last = measured[max(measured)] if measured else None
+    if not curves.same(number(result.get("score")), last):
+        return f"result.score: {result.get('score')} is recorded, and the last in the metrics is {curves.shown(last)}"
+    return ""
 
 
 def judge_statistical(found: Found, again: Sequence[Found]) -> Report:
@@ -199,11 +241,6 @@ def prediction(scores: Sequence[float]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def number(value: Any) -> float | None:
-    """A score of a record, where NaN and the infinities are strings."""
-    return None if value is None else float(value)
-
-
 def other_seeds(found: Found, count: int) -> list[int]:
     """Seeds that neither the run nor a search around it used."""
     own = found.document["run"]["seed"]
@@ -232,9 +269,8 @@ def claim(
     from sweeper.lineage import reproduce
 
     if wrong := altered_checkpoints(found):
-        why = f"a checkpoint is not what was recorded: {wrong[0]}"
-        lines = tuple(f"  {line}" for line in wrong[1:SHOWN])
-        return Report(tier, found.name, "fail", why, {"checkpoints": wrong}, lines), None
+        return _altered(found, tier, wrong), None
+    gone = _gone(found)
     others = other_seeds(found, seeds) if tier == "statistical" else ()
     strict = tier == "exact" and not allow_env
     with reproduce.planned(found, here=here, seeds=others, strict=strict) as plan:
@@ -254,11 +290,18 @@ def claim(
         if code and report.verdict == "fail" and not report.facts.get("first"):
             why = f"the new run did not end well (code {code}); {report.why}"
             report = replace(report, verdict="unjudged", why=why)
+    notes += gone
     report = replace(report, facts={**report.facts, "notes": notes}, lines=(*report.lines, *notes))
     folder = again[0].path.parents[3] if again else None
     if folder is not None:
         report.save(folder)
     return report, folder
+
+
+def _altered(found: Found, tier: str, wrong: Sequence[str]) -> Report:
+    why = f"a checkpoint is not what was recorded: {wrong[0]}"
+    lines = tuple(f"  {line}" for line in wrong[1:SHOWN])
+    return Report(tier, found.name, "fail", why, {"checkpoints": list(wrong)}, lines)
 
 
 def against(a: Found, b: Found, tier: str) -> Report:
@@ -270,6 +313,13 @@ def against(a: Found, b: Found, tier: str) -> Report:
     if tier == "statistical":
         what = "--against gives one run, and tier statistical judges by several"
         raise RequestError(Problem(what, valid="config, exact", fix="--tier exact", key="--tier"))
+    if a.path.resolve() == b.path.resolve():
+        what = f"{a.name} cannot be judged by itself"
+        raise RequestError(
+            Problem(what, valid="another run of the same trial", fix="leave --against out", key="--against")
+        )
+    if wrong := altered_checkpoints(a):
+        return _altered(a, tier, wrong)
     return same_config(a, b) if tier == "config" else judge_exact(a, b)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from sweeper import prepare
 from sweeper.config.hydra_app import initialized
 from sweeper.errors import Problem, RequestError
+from sweeper.lineage import hashes
 from sweeper.pipeline import params, places
 from sweeper.plan import plan as planning
 from sweeper.plan.plan import Plan
@@ -145,4 +146,4 @@ def _code(modules: Sequence[str]) -> Iterator[tuple[str, str]]:
         at = _PACKAGE / module
         for path in sorted(at.rglob("*.*")) if at.is_dir() else [at]:
             if path.suffix in (".py", ".yaml"):
-                yield path.relative_to(_PACKAGE).as_posix(), places.sha256(path)
+                yield path.relative_to(_PACKAGE).as_posix(), hashes.sha256(path)

@@ -15,13 +15,14 @@ from typing import Any
 from sweeper import environments
 from sweeper.config.hydra_app import initialized
 from sweeper.errors import Problem, RequestError, SweeperError
+from sweeper.lineage import hashes
 from sweeper.pipeline import compose, params, places, prepare, select, sweep
 from sweeper.search.stats import summarise
 from sweeper.trial.ledger import Ledger
 
 DROPPED = (
-    "seed", "name", "project", "store", "output", "plan", "search", "scheduler", "tracking", "stop", "data.val_files",
-    "trainer.val_only", "trainer.val_before_train", "trainer.resume_mode", "trainer.resume_from_path",
+    "seed", "name", "project", "store", "output", "plan", "detach", "search", "scheduler", "tracking", "stop",
+    "data.val_files", "trainer.val_only", "trainer.val_before_train", "trainer.resume_mode", "trainer.resume_from_path",
 )  # fmt: skip
 """Keys of the trial's request that an evaluation has its own of, with all that is below them."""
 
@@ -42,7 +43,7 @@ def run() -> int:
     test = held_out(asked["evaluate"]["data"], best["overrides"])
     recorded = [line for line in params.overrides(asked) if line.partition("=")[0] in ("tracking", "project")]
     lines = [*request(best["overrides"], checkpoint, test, seeds), *recorded]
-    taken = [best["digest"], best["overrides"], seeds, places.sha256(test), str(checkpoint)]
+    taken = [best["digest"], best["overrides"], seeds, hashes.sha256(test), str(checkpoint)]
     name = f"evaluate-{places.digest(taken)[: sweep.DIGITS]}"
     if code := sweep.execute(lines, name):
         return code

@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sweeper.errors import Problem, RequestError, SweeperError
+from sweeper.errors import Problem, RequestError
+from sweeper.lineage import hashes
 from sweeper.trial.records import cannot_write, write_json
 
 OUT = Path("pipeline")
@@ -27,7 +28,6 @@ METRICS, PLOTS = OUT / "metrics.json", OUT / "plots"
 OWN = Path("data")
 """The user's own files: what DVC sees a change of."""
 STORE = "runs"
-_CHUNK = 4 << 20
 
 
 def store() -> Path:
@@ -109,27 +109,10 @@ def files(folder: Path) -> list[tuple[str, int, str]]:
     """
     if not folder.is_dir():
         raise missing(folder)
-    return [
-        (path.relative_to(folder).as_posix(), path.stat().st_size, sha256(path))
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    ]
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content.
-
-    Raises:
-        SweeperError: It cannot be read.
-    """
-    made = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                made.update(chunk)
-    except OSError as error:
-        raise SweeperError(f"{path} cannot be read: {error.strerror or error}") from error
-    return made.hexdigest()
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    hashed = hashes.Hashes().files(paths, fresh=True)
+    names = (path.relative_to(folder).as_posix() for path in paths)
+    return [(name, path.stat().st_size, sha) for name, path, sha in zip(names, paths, hashed, strict=True)]
 
 
 def digest(value: Any) -> str:

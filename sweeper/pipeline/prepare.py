@@ -9,13 +9,14 @@ files' hashes are kept, and of a hub its revision.
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sweeper import cache, prepare
+from sweeper.environments.probe import Interpreter
 from sweeper.errors import Problem, RequestError, SweeperError
+from sweeper.lineage import hashes
 from sweeper.pipeline import compose, params, places
 
 SOURCE = "sources.json"
@@ -39,7 +40,7 @@ def data() -> int:
                     key="environment",
                 )
             )
-        places.write(folder / SOURCE, {path: places.sha256(Path(path)) for path in wanted["files"]})
+        places.write(folder / SOURCE, {path: hashes.sha256(Path(path)) for path in wanted["files"]})
     return 0
 
 
@@ -72,7 +73,7 @@ def restore() -> None:
                     shutil.copytree(ours, aside, dirs_exist_ok=True)
             _same(ours, Path(build.path))
     for path, before in places.read(places.DATA / SOURCE).items():
-        if places.sha256(Path(path)) != before:
+        if hashes.sha256(Path(path)) != before:
             raise RequestError(Problem(f"{path} has changed since `prepare` took it", fix="dvc repro"))
 
 
@@ -110,8 +111,8 @@ def _interpreter() -> tuple[str, Mapping[str, str]]:
 
     with initialized():
         plan = compose.checked(params.overrides(params.read()))
-    engine = next(compose.configs(plan))["engine"]
-    return str(engine["python"] or sys.executable), engine["env"]
+    asked = Interpreter.of(next(compose.configs(plan)))
+    return asked.python, asked.env
 
 
 def _source(name: str) -> dict[str, Any]:

@@ -17,12 +17,13 @@ from sweeper import app, engines
 from sweeper.config.hydra_app import initialized
 from sweeper.engines.base import Progress
 from sweeper.errors import Problem, RequestError, SweeperError
+from sweeper.lineage import document
 from sweeper.pipeline import compose, params, places, prepare
 from sweeper.report.rows import Request
 from sweeper.search.history import Curve
 from sweeper.search.outcome import Outcome
 from sweeper.trial.ledger import Ledger, TrialState
-from sweeper.trial.records import SweepFolder, Tail, read_json
+from sweeper.trial.records import SweepFolder, Tail, number, read_json
 from sweeper.trial.spec import Point, Trial
 
 ABOUT, TRIALS, LINEAGE = "sweep.json", "trials.json", "lineage"
@@ -128,9 +129,9 @@ def _row(store: Path, name: str, state: TrialState, out: Path) -> dict[str, Any]
         for line in Tail(attempt / of["metrics"]).read():
             if progress := engine.progress(line, of["config"]):
                 curve.add(progress)
-    if (latest / "lineage.json").is_file():
+    if (latest / document.NAME).is_file():
         (out / LINEAGE).mkdir(exist_ok=True)
-        shutil.copyfile(latest / "lineage.json", out / LINEAGE / f"{state.id}.json")
+        shutil.copyfile(latest / document.NAME, out / LINEAGE / f"{state.id}.json")
     return {
         "id": state.id,
         "label": state.label,
@@ -179,14 +180,7 @@ def outcomes(rows: Sequence[Mapping[str, Any]]) -> list[Outcome]:
         made = Outcome(trial, row["fingerprint"], row["state"], reused=row["reused"])
         for step in sorted({*map(int, row["scores"]), *map(int, row["rewards"])}):
             score, reward = row["scores"].get(str(step)), row["rewards"].get(str(step))
-            made.curve.add(
-                Progress(
-                    step,
-                    {},
-                    reward=None if reward is None else float(reward),
-                    score=None if score is None else float(score),
-                )
-            )
+            made.curve.add(Progress(step, {}, reward=number(reward), score=number(score)))
         found.append(made)
     return found
 

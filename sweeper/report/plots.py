@@ -41,7 +41,7 @@ def curves(folder: SweepFolder, out: Path) -> Path:
     """
     trials = {t: (v, c) for t, (v, c) in load(folder).items() if c.step is not None}
     if not trials:
-        raise RequestError(Problem(f"no trial of {folder.name} has a step yet", fix=f"sweeper status {folder.name}"))
+        raise RequestError(Problem(f"no trial of {folder.name} has a step yet", fix=f"sweeper status {folder.typed}"))
     draw(trials, folder.name, out)
     return out
 

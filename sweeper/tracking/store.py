@@ -71,7 +71,7 @@ class Store:
         Raises:
             Exception: whatever MLflow raises when the store cannot be used.
         """
-        _quiet()
+        quiet()
         from mlflow import MlflowClient
 
         self._file = sqlite_file(uri)
@@ -452,7 +452,7 @@ def _tag(value: Any) -> str:
     return text if len(text) <= names.MAX_TAG else text[: names.MAX_TAG - 3] + "..."
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """MLflow neither prints, logs, counts its users nor retries for minutes, unless the user said otherwise."""
     for name, setting in {
         "MLFLOW_DISABLE_TELEMETRY": "true",

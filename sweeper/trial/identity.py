@@ -56,6 +56,7 @@ OURS: Mapping[str, bool] = {
     "objective": False,
     "store": False,
     "plan": False,
+    "detach": False,
     "output": False,
     "max_concurrent": False,
 }

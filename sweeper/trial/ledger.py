@@ -18,7 +18,7 @@ Kinds of event and what their data holds:
     trial_forked     donor (a trial), step, params: the next attempt goes on from that checkpoint with these values;
                      adopted: whether it got the donor's checkpoint (else it keeps its own)
     trial_retired    state, reason: it will not run again, although no attempt of it ended just now
-    attempt_started  folder, changed (placement that differs from the plan's, in words)
+    attempt_started  folder, nodes (places in the cluster), changed (placement that differs from the plan's, in words)
     progress         step, score, reward: milestones only (validations, every so many steps); metrics.jsonl has all
     attempt_ended    state, exit_code, reason, step, best_score, final_score, failure (kind, signature), stop (reason,
                      detail, evidence), elapsed_s, gpu_hours, tokens_per_s. The state is the trial's from then on:
@@ -42,7 +42,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.errors import Problem, RequestError
-from sweeper.trial.records import RecordsError, cannot_write, to_json
+from sweeper.trial.records import RecordsError, cannot_write, number, store_flag, to_json
 
 APPLICATION_ID = 0x5357454C
 """`SWEL`: in the file's header, so that another program's database is known from ours."""
@@ -148,9 +148,11 @@ class Ledger:
 
         Raises:
             LedgerBusy: a controller that is alive holds it.
-            RequestError: it is missing (or there already, with `create`), or it is no ledger of ours.
+            RequestError: it is missing (or there already, with `create`), it is no ledger of ours, or its events were
+                lost: it has none, and there are attempts.
             RecordsError: it cannot be written.
         """
+        _not_lost(path)
         if not create and not path.exists():
             raise _missing(path)
         lock = _acquire(path)
@@ -166,6 +168,8 @@ class Ledger:
                         db.execute("PRAGMA journal_mode = WAL")
                         db.executescript(_TABLES)
                     _check(path, db)
+                    if not db.execute("SELECT 1 FROM events LIMIT 1").fetchone():
+                        _not_beside_attempts(path)
                     db.execute("PRAGMA synchronous = NORMAL")
                 except BaseException:
                     db.close()
@@ -231,8 +235,9 @@ class Ledger:
         """The state of every trial, without a lock; what runs under no living controller is `interrupted`.
 
         Raises:
-            RequestError: it is missing or no ledger of ours.
+            RequestError: it is missing, no ledger of ours, or empty beside attempts.
         """
+        _not_lost(path)
         if not path.exists():
             raise _missing(path)
         with _errors(path), contextlib.closing(_reader(path)) as db:
@@ -256,8 +261,9 @@ class Ledger:
         """Every event with a number above `after`, without a lock.
 
         Raises:
-            RequestError: it is missing or no ledger of ours.
+            RequestError: it is missing, no ledger of ours, or empty beside attempts.
         """
+        _not_lost(path)
         if not path.exists():
             raise _missing(path)
         with _errors(path), contextlib.closing(_reader(path)) as db:
@@ -328,10 +334,10 @@ def _why(data: Mapping[str, Any]) -> str:
 def _take(state: TrialState, data: Mapping[str, Any], lowest: bool) -> None:
     if data.get("step") is not None:
         state.last_step = int(data["step"])
-    score = _number(data.get("final_score", data.get("score")))
+    score = number(data.get("final_score", data.get("score")))
     if score is not None:
         state.final_score = score
-    for value in (score, _number(data.get("best_score"))):
+    for value in (score, number(data.get("best_score"))):
         if value is None or value != value:  # noqa: PLR0124 - NaN is never the best
             continue
         best = state.best_score
@@ -339,13 +345,29 @@ def _take(state: TrialState, data: Mapping[str, Any], lowest: bool) -> None:
             state.best_score = value
 
 
-def _number(value: Any) -> float | None:
-    """Non-finite numbers are strings in strict JSON (`records.to_json`)."""
-    return None if value is None else float(value)
-
-
 def _missing(path: Path) -> RequestError:
-    return RequestError(Problem(f"there is no ledger at {path}", fix="sweeper status"))
+    return RequestError(Problem(f"there is no ledger at {path}", fix=f"sweeper status{store_flag(path.parent.parent)}"))
+
+
+def _not_lost(path: Path) -> None:
+    """Before SQLite opens it: beside an empty file it would delete the log of what was not written back yet."""
+    if not path.exists() or not path.stat().st_size:
+        _not_beside_attempts(path)
+
+
+def _not_beside_attempts(path: Path) -> None:
+    """The ledger has no event. Taken for a new sweep, what is finished or running would be started once more."""
+    if any(path.parent.glob("trials/*/attempt-*")):
+        what = "is missing" if not path.exists() else "has no events"
+        raise RequestError(Problem(f"{path} {what}, and there are attempts beside it", fix=_instead(path)))
+
+
+def _instead(path: Path) -> str:
+    """What to do without the ledger."""
+    return (
+        "restore it from a backup; or start anew under another name: "
+        f"what was typed is in {path.with_name('sweep.json')}, and its attempts can be read without the ledger"
+    )
 
 
 def _events(
@@ -387,7 +409,7 @@ def _check(path: Path, db: sqlite3.Connection) -> None:
     application = db.execute("PRAGMA application_id").fetchone()[0]
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if application != APPLICATION_ID:
-        raise RequestError(Problem(f"{path} is a database, but not a ledger of sweeper", fix="move it away"))
+        raise RequestError(Problem(f"{path} is a database, but not a ledger of sweeper", fix=_instead(path)))
     if version > SCHEMA:
         raise RequestError(
             Problem(
@@ -407,12 +429,7 @@ def _errors(path: Path) -> Iterator[None]:
             raise cannot_write(path, OSError(28, "No space left on device")) from error
         raise RecordsError(f"{path} could not be used: {error}") from error
     except sqlite3.DatabaseError as error:
-        raise RequestError(
-            Problem(
-                f"{path} is damaged or no ledger: {error}",
-                fix="move it away; the attempts' folders beside it are whole and can be read without it",
-            )
-        ) from error
+        raise RequestError(Problem(f"{path} is damaged or no ledger: {error}", fix=_instead(path))) from error
 
 
 # --- the lock ----------------------------------------------------------------------------------------------------
@@ -501,5 +518,5 @@ def _busy(path: Path) -> Problem:
     return Problem(
         f"the sweep {name} is running already: {by}",
         valid="one controller a sweep",
-        fix=f"sweeper status {name}   (or wait for it to end)",
+        fix=f"sweeper status {name}{store_flag(path.parent.parent)}   (or wait for it to end)",
     )

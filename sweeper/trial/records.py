@@ -22,6 +22,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import socket
 import sys
@@ -41,6 +42,8 @@ from sweeper.trial.spec import Trial
 SCHEMA = 1
 """Version of spec.json, status.json and sweep.json; raised when a field changes its meaning."""
 
+CONTROLLER_LOG = "controller.log"
+"""In a sweep's folder: what its controller said while it was detached."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 """What a sweep may be called: its name is a folder's."""
 _SECRET_VARIABLE = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD", re.IGNORECASE)
@@ -105,6 +108,27 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def number(value: Any) -> float | None:
+    """A number that `to_json` wrote, where the non-finite ones are strings; None stays None."""
+    return None if value is None else float(value)
+
+
+def store_flag(store: Path) -> str:
+    """` --store FOLDER` for a command that is shown; empty for the store that commands look into without one."""
+    return "" if store.absolute() == Path("runs").absolute() else f" --store {shlex.quote(str(store))}"
+
+
+def plain_name(key: str, name: str, *, fix: str = "") -> None:
+    """Refuse what cannot name a folder: a path, an option, nothing at all.
+
+    Raises:
+        RequestError: with the key that it was given by.
+    """
+    if not NAME.fullmatch(name):
+        valid = "letters, digits, '.', '_' and '-', starting with a letter or digit"
+        raise RequestError(Problem(f"{key}={name} cannot name a folder", valid=valid, fix=fix, key=key))
+
+
 def cannot_write(path: Path, error: OSError) -> RecordsError:
     """The same sentence for every record that cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -147,7 +171,8 @@ def secret_name(name: str) -> bool:
     return bool(_SECRET_NAME.search(name))
 
 
-def _without_secrets(env: Mapping[str, Any]) -> dict[str, Any]:
+def without_secrets(env: Mapping[str, Any]) -> dict[str, Any]:
+    """Variables with the names of secrets in place of their values: `<WANDB_API_KEY>`."""
     return {k: f"<{k}>" if secret_name(k) else v for k, v in env.items()}
 
 
@@ -173,14 +198,7 @@ class SweepFolder:
             RequestError: the name is no plain folder name.
             RecordsError: the store cannot be written.
         """
-        if not NAME.fullmatch(name):
-            raise RequestError(
-                Problem(
-                    f"name={name} cannot name a folder",
-                    valid="letters, digits, '.', '_' and '-', starting with a letter or digit",
-                    key="name",
-                )
-            )
+        plain_name("name", name)
         path = store / name
         made = store / f".{name}.{os.getpid()}.new"
         about = {
@@ -226,11 +244,16 @@ class SweepFolder:
                 Problem(
                     f"no sweep named {name} in {store}",
                     valid=", ".join(there[-20:]) or "there is none yet",
-                    fix="sweeper status" if there else "",
+                    fix=f"sweeper status{store_flag(store)}" if there else "",
                     key="name",
                 )
             )
         return cls(path)
+
+    @property
+    def typed(self) -> str:
+        """As it stands in a command that is shown: its name, and its store where the command would not look there."""
+        return f"{self.name}{store_flag(self.path.parent)}"
 
     def overrides(self) -> list[str]:
         """The override lines that it was started with, as typed."""
@@ -301,7 +324,7 @@ class AttemptFolder:
         engine = dict(config.get("engine") or {})
         ours = {k: config[k] for k in OURS if k in config}
         if engine.get("env"):
-            ours["engine"] = {**engine, "env": _without_secrets(engine["env"])}
+            ours["engine"] = {**engine, "env": without_secrets(engine["env"])}
         theirs = {k: v for k, v in config.items() if k not in OURS}
         here = job.python == sys.executable  # another interpreter's packages are not known here
         write_json(
@@ -326,7 +349,7 @@ class AttemptFolder:
                 "total_steps": job.total_steps,
                 "metrics": job.metrics,
                 "argv": list(job.argv),
-                "env": _without_secrets(job.env),
+                "env": without_secrets(job.env),
                 "inherit": list(job.inherit),
                 "python": job.python,
                 "tags": dict(tags),

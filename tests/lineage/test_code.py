@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from sweeper import app
+from sweeper.config.hydra_app import initialized
 from sweeper.errors import RequestError
 from sweeper.lineage import code
 
@@ -287,3 +289,20 @@ def test_a_flipped_byte_of_the_code_changes_the_record(repo: Path) -> None:
     assert code.capture(repo).record() == one, "the same tree, the same record"
     (repo / "train.py").write_text("print(3)\n")
     assert code.capture(repo).record() != one
+
+
+def test_a_plan_refuses_what_the_start_would(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(code, "home", lambda: repo)
+    request = ["cluster.device=cpu", "lineage.strict=true", "plan=true"]
+    with initialized():
+        assert app.run(request) == 0
+        (repo / "train.py").write_text("print(2)\n")
+        assert app.run(request) == 2
+        said = capsys.readouterr()
+        assert "train.py" in said.err and "git commit" in said.err
+        assert app.run(["cluster.device=cpu", "lineage.reproduces=nowhere/lineage.json", "plan=true"]) == 2
+    assert "nowhere/lineage.json" in capsys.readouterr().err
+    assert not list(tmp_path.glob("runs*"))

@@ -8,6 +8,7 @@ import sys
 import venv
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,6 +105,34 @@ def test_the_image_where_it_can_be_known(
     if podman is not None:
         file.write_text(podman)
     assert environment._image(environ, file) == image
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "image"),
+    [
+        ("verl:1", None, ""),
+        ("verl:1", {"id": "sha256:00", "digests": []}, "verl:1@sha256:00"),
+        ("verl:1", {"id": "00", "digests": []}, "verl:1@sha256:00"),
+        ("host:5000/a/verl:1", {"id": "sha256:00", "digests": ["b/c@sha256:ff", "host:5000/a/verl@sha256:11"]},
+         "host:5000/a/verl:1@sha256:11"),
+        ("a/verl@sha256:11", {"id": "sha256:00", "digests": ["a/verl@sha256:11"]}, "a/verl@sha256:11"),
+    ],
+)  # fmt: skip
+def test_the_digest_that_a_launcher_found(tmp_path: Path, name: str, said: Any, image: str) -> None:
+    (tmp_path / "gang").mkdir()
+    if said is not None:
+        (tmp_path / "gang" / "0.image.json").write_text(json.dumps(said))
+    assert environment.image_of(tmp_path, name) == image
+
+
+def test_what_is_in_an_image_is_not_asked_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SWEEPER_IMAGE", raising=False)
+    found = environment.capture(sys.executable, "verl", tmp_path, image="verl:1")
+    assert (found["image"], found["python"], found["packages"]) == ("verl:1", "", {})
+    assert found["engine"] == {"name": "verl", "version": None, "commit": None}
+    assert found["cpu"], "the machine is"
+    monkeypatch.setenv("SWEEPER_IMAGE", "verl:1@sha256:00")
+    assert environment.capture(None, "verl", tmp_path, image="verl:1")["image"] == "verl:1@sha256:00"
 
 
 def test_the_probe_needs_nothing_of_this_project() -> None:

@@ -178,3 +178,19 @@ def test_many_processes_share_the_memory(tmp_path: Path) -> None:
     ]
     said = {process.communicate()[0].strip() for process in started}
     assert said == {Hashes(path).tree(tmp_path / "m").digest}
+
+
+def test_what_takes_long_is_said_with_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashes, "LONG_BYTES", 3000)
+    monkeypatch.setattr(hashes, "SAY_S", 0.0)
+    for name, size in (("a", 2000), ("b", 1000), ("c", 10)):
+        (tmp_path / name).write_bytes(b"x" * size)
+        os.utime(tmp_path / name, (1.5, 1.5))
+    said: list[str] = []
+    known = Hashes(tmp_path / "cache" / "hashes.db", say=said.append)
+    whole = known.files([tmp_path / "a", tmp_path / "b"])
+    assert said[0] == "hashing 0.0 GB in 2 files; it is remembered"
+    assert len(said) == 3
+    assert whole == [hashlib.sha256(b"x" * size).hexdigest() for size in (2000, 1000)]
+    known.files([tmp_path / "a", tmp_path / "b", tmp_path / "c"])
+    assert len(said) == 3, "neither what is known nor what is short"

@@ -58,9 +58,28 @@ class TestExact:
         report = verify.judge_exact(early, run(tmp_path, "again/000"))
         assert report.verdict == "pass" and "goes on to step 3" in report.why
 
+    @pytest.mark.parametrize(
+        ("claim", "named"), [({"score": 0.99}, "result.score: 0.99"), ({"step": 30}, "result.step: 30")]
+    )
+    def test_a_result_that_its_own_metrics_do_not_have_fails(
+        self, tmp_path: Path, claim: dict[str, Any], named: str
+    ) -> None:
+        report = verify.judge_exact(run(tmp_path, "s/000", result=claim), run(tmp_path, "again/000"))
+        assert report.verdict == "fail" and named in report.why
+
+    def test_a_run_is_not_judged_by_itself(self, tmp_path: Path) -> None:
+        found = run(tmp_path, "s/000")
+        with pytest.raises(RequestError, match="by itself"):
+            verify.against(found, found, "exact")
+
     @pytest.mark.parametrize("metrics", [{}, {7: {"actor/loss": 1.0}}])
     def test_what_cannot_be_compared_is_no_pass(self, tmp_path: Path, metrics: dict[int, Any]) -> None:
         report = verify.judge_exact(run(tmp_path, "s/000", metrics=metrics), run(tmp_path, "again/000"))
+        assert (report.verdict, report.code) == ("unjudged", 2)
+
+    def test_what_measures_the_machine_alone_is_no_pass(self, tmp_path: Path) -> None:
+        found, again = (run(tmp_path, f"{name}/000", metrics={1: {"timing_s/step": 1.0}}) for name in ("s", "again"))
+        report = verify.judge_exact(found, again)
         assert (report.verdict, report.code) == ("unjudged", 2)
 
 
@@ -140,6 +159,14 @@ class TestCheckpoints:
         assert verify.altered_checkpoints(found) == []
         shutil.rmtree(weights.parent)
         assert verify.altered_checkpoints(found) == []
+        assert verify._gone(found) == ["the checkpoint of step 2 is gone, and was not looked at"]
+
+    def test_one_whose_manifest_is_gone_is_read(self, tmp_path: Path) -> None:
+        found, weights = self.recorded(tmp_path)
+        shutil.rmtree(weights.parents[2] / "manifests")
+        assert verify.altered_checkpoints(found) == [] == verify._gone(found)
+        weights.write_bytes(b"weightt")
+        assert "not the recorded one" in verify.altered_checkpoints(found)[0]
 
     def test_one_flipped_byte_fails_every_tier_and_names_the_file(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -150,6 +177,9 @@ class TestCheckpoints:
             assert main(["verify", str(found.path), "--tier", tier]) == 1
             said = capsys.readouterr().out
             assert said.startswith("FAIL") and "actor/model.pt" in said
+        fake_run(tmp_path, "t/000")
+        assert main(["verify", str(found.path), "--against", "t/000", "--store", str(tmp_path)]) == 1
+        assert "actor/model.pt" in capsys.readouterr().out
         again = manifest.write(weights.parents[2], 2)
         assert again is not None, "a manifest that was made to fit"
         assert again.digest in verify.altered_checkpoints(found)[0]
@@ -174,7 +204,8 @@ class TestTheCommand:
         fake_run(tmp_path, "s/000")
         fake_run(tmp_path, "t/000", metrics=altered(3, "actor/loss", 7.0))
         store = ["--store", str(tmp_path)]
-        assert main(["verify", "s/000", "--against", "s/000", *store]) == 0
+        fake_run(tmp_path, "u/000")
+        assert main(["verify", "s/000", "--against", "u/000", *store]) == 0
         assert capsys.readouterr().out.startswith("PASS  s/000/1 at tier exact")
         assert main(["verify", "s/000", "--against", "t/000", "--json", *store]) == 1
         report = json.loads(capsys.readouterr().out)
@@ -182,7 +213,17 @@ class TestTheCommand:
 
     def test_one_run_is_not_enough_for_the_statistical_tier(self, tmp_path: Path) -> None:
         fake_run(tmp_path, "s/000")
-        assert main(["verify", "s/000", "--against", "s/000", "--tier", "statistical", "--store", str(tmp_path)]) == 2
+        fake_run(tmp_path, "t/000")
+        assert main(["verify", "s/000", "--against", "t/000", "--tier", "statistical", "--store", str(tmp_path)]) == 2
+
+    @pytest.mark.parametrize("seeds", ["1", "0", "-3", "many"])
+    def test_fewer_runs_than_an_interval_needs_are_refused_before_anything_is_run(
+        self, tmp_path: Path, seeds: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        fake_run(tmp_path, "s/000")
+        with pytest.raises(SystemExit) as ended:
+            main(["verify", "s/000", "--tier", "statistical", "--seeds", seeds, "--store", str(tmp_path)])
+        assert ended.value.code == 2 and "at least 2" in capsys.readouterr().err
 
     def test_a_report_is_kept(self, tmp_path: Path) -> None:
         report = verify.judge_exact(run(tmp_path, "s/000"), run(tmp_path, "t/000"))

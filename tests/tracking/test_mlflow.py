@@ -199,10 +199,10 @@ def test_a_store_removed_while_training(uri: str, tmp_path: Path) -> None:
 
 def test_sync_of_a_killed_controller(uri: str, tmp_path: Path) -> None:
     sweep = Sweep(tmp_path / "runs" / "s1", "http://127.0.0.1:9")
+    ledger = Ledger.open(sweep.folder / "ledger.db", create=True)
     sweep.step(sweep.start("000"), 0)
     sweep.tracker._given_up.set()  # as if the process were gone
     moved = sweep.folder.rename(tmp_path / "moved")
-    ledger = Ledger.open(moved / "ledger.db", create=True)
     with pytest.raises(RequestError, match="is running"):
         replay(moved, uri)
     ledger.close()

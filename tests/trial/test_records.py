@@ -242,3 +242,13 @@ def test_tail_starts_over_when_the_file_shrank_or_was_replaced(tmp_path: Path) -
     assert tail.read() == [{"step": 7}]
     write_text(path, '{"step": 8}\n{"step": 9}\n{"step": 10}\n')  # another inode, and longer
     assert [line["step"] for line in tail.read()] == [8, 9, 10]
+
+
+def test_a_command_that_is_shown_says_where_the_sweep_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert SweepFolder(tmp_path / "runs/s").typed == "s"
+    assert SweepFolder(tmp_path / "my runs/s").typed == f"s --store '{tmp_path}/my runs'"
+    with pytest.raises(RequestError, match=rf"sweeper status --store {tmp_path}/other"):
+        (tmp_path / "other/t").mkdir(parents=True)
+        (tmp_path / "other/t/sweep.json").write_text("{}")
+        SweepFolder.existing(tmp_path / "other", "s")
