@@ -45,12 +45,27 @@ def run(overrides: Sequence[str], *, resume: bool = False) -> int:
 
 def _answer(plan: Plan, output: str, asked: bool, resume: bool) -> int:
     if asked:
-        return _show(plan, output)
+        shown = _show(plan, output)
+        _lineage(plan)
+        return shown
     if found := [*plan.problems, *unlaunchable(plan)]:
         return _refuse(found, len(plan.sized), output)
+    if plan.settings["detach"]:
+        from sweeper import detached
+
+        return detached.start(plan, output, resume=resume)
     from sweeper.execute import execute
 
     return execute(plan, resume=resume)
+
+
+def _lineage(plan: Plan) -> None:
+    """What the start of a sweep would refuse about its code or the run that it repeats is refused in its plan too."""
+    lineage = plan.settings["lineage"]
+    if lineage["strict"] or lineage["reproduces"]:
+        from sweeper import execute
+
+        execute.check_lineage(plan)
 
 
 def reader_gone(*, harmless: bool) -> int:
@@ -70,7 +85,8 @@ def report(error: SweeperError, output: str) -> int:
         except BrokenPipeError:
             reader_gone(harmless=True)
     else:
-        print(f"{error}\n\nnothing was launched" if error.exit_code == 2 else str(error), file=sys.stderr)
+        launched = (error.left or "nothing was launched") if isinstance(error, RequestError) else ""
+        print(f"{error}\n\n{launched}".rstrip(), file=sys.stderr)
     return error.exit_code
 
 

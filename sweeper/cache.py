@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,8 @@ from typing import Any
 def root() -> Path:
     """`$SWEEPER_CACHE`, else `$XDG_CACHE_HOME/sweeper`, else `~/.cache/sweeper`; absolute, perhaps not there yet."""
     own = os.environ.get("SWEEPER_CACHE")
-    if own:
-        return Path(own).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser().absolute() / "sweeper"
+    return Path(own or f"{base}/sweeper").expanduser().absolute()
 
 
 def folder(cache_root: Path, kind: str, spec: Mapping[str, Any]) -> Path:
@@ -32,7 +31,11 @@ def folder(cache_root: Path, kind: str, spec: Mapping[str, Any]) -> Path:
 
     The digits are the SHA-256 of the spec as JSON with sorted keys, so the order of keys does not matter.
     """
-    canonical = json.dumps(spec, sort_keys=True, separators=(",", ":"))
+    return _folder(cache_root, kind, json.dumps(spec, sort_keys=True, separators=(",", ":")))
+
+
+@lru_cache(maxsize=64)
+def _folder(cache_root: Path, kind: str, canonical: str) -> Path:
     return cache_root / f"{kind}-{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
 
 

@@ -35,6 +35,11 @@ class Problem:
         return out
 
 
+def section_replaced(key: str, value: object, valid: str) -> Problem:
+    """A value where a mapping of keys must be."""
+    return Problem(f"{key}={value} takes the place of a whole section", valid=valid, key=key)
+
+
 class SweeperError(Exception):
     """A failure with a message for the user; never shown as a traceback."""
 
@@ -42,9 +47,11 @@ class SweeperError(Exception):
 
 
 class RequestError(SweeperError):
-    """The request itself is wrong; nothing was launched. Carries every problem found."""
+    """The request itself is wrong; nothing was launched, unless `left` says so. Carries every problem found."""
 
     exit_code = 2
+    left = ""
+    """Where it was found once something had been launched: what is there, and how to go on."""
 
     def __init__(self, problems: Iterable[Problem] | Problem) -> None:
         self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +22,9 @@ from sweeper import clusters, engines, prepare, tracking
 from sweeper.checkpoints.keep import Keep
 from sweeper.clusters.base import Cluster
 from sweeper.engines.base import Engine
+from sweeper.environments.probe import Interpreter
 from sweeper.errors import Problem, RequestError, SweeperError
+from sweeper.lineage.hashes import Hashes
 from sweeper.lineage.record import Recorder
 from sweeper.plan.arms import ArmPlan
 from sweeper.plan.plan import Plan
@@ -49,25 +53,58 @@ def execute(plan: Plan, *, resume: bool = False) -> int:
     # Until the controller takes the signals over: what is built or probed is ended with us.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     settings = plan.settings
-    engine = engines.get(_config(plan)["engine"]["name"])
-    cluster = clusters.get(next(iter(plan.shapes.values())))  # what was planned for, not what is free by now
+    config = _config(plan)
+    engine = engines.get(config["engine"]["name"])
     store = Path(str(settings["store"])).absolute()
-    display = events.choose(str(settings["output"]))
     _free(store, plan, resume)
+    # The shape that was planned for, not what is free by now.
+    cluster = clusters.get(config["cluster"], next(iter(plan.shapes.values())))
+    display = events.choose(str(settings["output"]))
     recorder = _recorder(plan, engine, store, display)
-    folder = SweepFolder.existing(store, str(settings["name"])) if resume else None
-    ledger = _ledger(folder) if folder else None
+    folder, ledger = _taken_up(plan, engine, store) if resume else (None, None)
     try:
-        if ledger is not None and folder is not None:
-            _same_request(ledger, plan, engine, folder.name)
         _prepare(_known(plan), display)
         folder = folder or _new_folder(store, plan)
         ledger = ledger or _ledger(folder)
         return _run(plan, engine, cluster, folder, ledger, display, recorder, resume=resume)
+    except RequestError as error:  # found by the cluster when it was to start an attempt
+        if folder is not None and ledger is not None and not resume:
+            ledger.close()
+            error.left = _cleared(folder)
+        raise
     finally:
         display.close()
+        cluster.close()
         if ledger is not None:
             ledger.close()
+
+
+def claim(plan: Plan, *, resume: bool) -> SweepFolder:
+    """The folder of the sweep, made or found, with a ledger that agrees with the plan: all that `execute` can take up.
+
+    Raises:
+        RequestError: The name is taken, somebody runs the sweep, or the plan is not the one that it was started with.
+    """
+    store = Path(str(plan.settings["store"])).absolute()
+    _free(store, plan, resume)
+    if resume:
+        folder, ledger = _taken_up(plan, engines.get(_config(plan)["engine"]["name"]), store)
+    else:
+        folder = _new_folder(store, plan)
+        ledger = _ledger(folder)
+    ledger.close()
+    return folder
+
+
+def _taken_up(plan: Plan, engine: Engine, store: Path) -> tuple[SweepFolder, Ledger]:
+    folder = SweepFolder.existing(store, str(plan.settings["name"]))
+    ledger = _ledger(folder)
+    try:
+        _same_request(ledger, plan, engine, folder)
+    except BaseException:
+        ledger.close()
+        raise
+    return folder, ledger
 
 
 def _run(
@@ -155,6 +192,20 @@ def _run(
     return 0 if state == "finished" else 1
 
 
+def check_lineage(plan: Plan) -> None:
+    """Nothing is started or written.
+
+    Raises:
+        RequestError: `lineage.reproduces` is no record; or `lineage.strict`, and the tree differs from its commit.
+    """
+    display = events.choose(str(plan.settings["output"]))
+    try:
+        engine = engines.get(_config(plan)["engine"]["name"])
+        _recorder(plan, engine, Path(str(plan.settings["store"])).absolute(), display)
+    finally:
+        display.close()
+
+
 def _recorder(plan: Plan, engine: Engine, store: Path, display: events.Display) -> Recorder:
     """Who writes the lineage of the sweep's attempts. Refuses what must not be started, before anything is built."""
     lineage = plan.settings["lineage"]
@@ -162,6 +213,7 @@ def _recorder(plan: Plan, engine: Engine, store: Path, display: events.Display) 
     return Recorder(
         engine,
         warn=lambda message: display.event("warning", message=message),
+        hashes=Hashes(say=lambda message: display.event("preparing", message=message)),
         strict=bool(lineage["strict"]),
         reproduces=Path(str(lineage["reproduces"])).expanduser() if lineage["reproduces"] else None,
         exclude=[store, *([tracked.absolute()] if tracked else [])],
@@ -195,6 +247,7 @@ def _arm_search(plan: Plan, number: int, engine: Engine, folder: SweepFolder, mo
     arm, search = plan.arms[number], plan.search
     config = arm.example.trial.config if arm.example else _config(plan)
     work = arm.example.work if arm.example else None
+    seed = int((config.get("seed") or 0) if search.sampler_seed is None else search.sampler_seed)
     journal = folder.path / "studies" / f"{arm.id}.journal" if search.samples else None
     if journal is not None:
         journal.parent.mkdir(exist_ok=True)
@@ -203,10 +256,11 @@ def _arm_search(plan: Plan, number: int, engine: Engine, folder: SweepFolder, mo
         sampler=samplers.make(
             search.sampler,
             arm.dims,
-            seed=int(config.get("seed") or 0),
+            seed=seed,
             modes=modes,
             options=search.options,
             points=arm.points,
+            apart=_placement_dims(arm),
             journal=journal,
         ),
         scheduler=schedulers.make(
@@ -215,7 +269,7 @@ def _arm_search(plan: Plan, number: int, engine: Engine, folder: SweepFolder, mo
             mode=search.mode,
             validations=engine.validates(dict(config)),
             total_steps=work.steps if work else 0,
-            seed=int(config.get("seed") or 0),
+            seed=seed,
             candidates=arm.budget,
             refuse=arm.refuse,
         ),
@@ -306,13 +360,14 @@ def _planned(plan: Plan) -> int:
     return sum(arm.budget * len(plan.search.seeds) + finals for arm in plan.arms)
 
 
-def _same_request(ledger: Ledger, plan: Plan, engine: Engine, name: str) -> None:
+def _same_request(ledger: Ledger, plan: Plan, engine: Engine, folder: SweepFolder) -> None:
     started = _requests(ledger)
     if not started:
         return
     now = request.describe(plan)
     if "arms" in started[-1]:
-        request.agree(started[-1], now, name, free=(engine.steps_key,))
+        request.agree(started[-1], now, folder, free=(engine.steps_key,))
+    _more(started[-1], plan, folder)
     prints = {t: s.fingerprint for t, s in ledger.trials().items() if not s.forked}
     if _steps(started[-1], engine) == _steps(now, engine):
         for sized in plan.sized:
@@ -323,9 +378,37 @@ def _same_request(ledger: Ledger, plan: Plan, engine: Engine, name: str) -> None
                         "the configuration has changed since this sweep was started: "
                         f"trial {sized.trial.id} ({sized.trial.label}) is not the same any more",
                         valid="the overrides, conf/ and code that it was started with",
-                        fix=f"sweeper resume {name} --fork NEW-NAME",
+                        fix=f"sweeper resume {folder.typed} --fork NEW-NAME",
                     )
                 )
+
+
+def _more(started: Mapping[str, Any], plan: Plan, folder: SweepFolder) -> None:
+    """Refuse another number of candidates that brings none: what was planned stays planned."""
+    before, now = started.get("planned"), _planned(plan)
+    if _trials(started.get("overrides") or ()) == _trials(plan.overrides) or before is None or now > before:
+        return
+    count = (before - plan.finals) // len(plan.search.seeds)
+    has = (
+        f"{folder.name} has {count} candidate{'s' * (count != 1)}{f' in {len(plan.arms)} arms' * (len(plan.arms) > 1)}"
+    )
+    whole = now == before and all(a.looked == a.size and a.budget == a.looked - a.unable for a in plan.arms)
+    raise RequestError(
+        Problem(
+            f"{has}, and those are every point of its space that can run"
+            if whole
+            else f"{has} already; search.trials (--trials) is the total of an arm",
+            valid="a wider space, in a sweep of its own" if whole else f"more than {count // len(plan.arms)}",
+            fix=f"sweeper resume {folder.typed}"
+            if whole
+            else f"sweeper extend {folder.typed} --trials {2 * count // len(plan.arms)}",
+            key="search.trials",
+        )
+    )
+
+
+def _trials(overrides: Sequence[str]) -> list[str]:
+    return [o for o in overrides if o.split("=")[0] == "search.trials"]
 
 
 def _steps(started: Mapping[str, Any], engine: Engine) -> Any:
@@ -363,23 +446,49 @@ def _extend(ledger: Ledger, plan: Plan, engine: Engine) -> None:
     ledger.append_all(events_)
 
 
-def _store_flag(folder: SweepFolder) -> str:
-    store = folder.path.parent
-    return "" if store == Path("runs").absolute() else f" --store {shlex.quote(str(store))}"
-
-
 def _free(store: Path, plan: Plan, resume: bool) -> None:
-    """A name names one sweep; asked before anything is built."""
+    """A name names one sweep, in a store that can be written; asked before anything is built or reached."""
+    _writable(store)
     name = plan.settings["name"]
     if name is not None and not resume and (store / str(name)).exists():
         raise RequestError(
             Problem(
                 f"a sweep named {name} is already in {store}",
                 valid="a new name, or none (one is made from the date)",
-                fix=f"sweeper resume {name}   (go on with it), or name={name}-2",
+                fix=f"sweeper resume {SweepFolder(store / str(name)).typed}   (go on with it), or name={name}-2",
                 key="name",
             )
         )
+
+
+def _writable(store: Path) -> None:
+    """Refuse a store that cannot be made or written; nothing is left of trying."""
+    new = [path for path in (store, *store.parents) if not path.exists()]
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".writable-", dir=store):
+            pass
+    except OSError as error:
+        raise RequestError(
+            Problem(
+                f"store={store} cannot be written: {error.strerror or error}",
+                valid="a folder that you can write, or that can be made",
+                fix="store=runs",
+                key="store",
+            )
+        ) from error
+    finally:
+        for path in new:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def _cleared(folder: SweepFolder) -> str:
+    """Remove a sweep of which nothing was ever started; what is to be said where something was."""
+    if not any(folder.path.rglob(clusters.STARTED)):
+        shutil.rmtree(folder.path, ignore_errors=True)
+        return ""
+    return f"records  {folder.path}\ngo on    sweeper resume {folder.typed}"
 
 
 def _new_folder(store: Path, plan: Plan) -> SweepFolder:
@@ -389,12 +498,12 @@ def _new_folder(store: Path, plan: Plan) -> SweepFolder:
 
 def _prepare(trials: Sequence[Trial], display: events.Display) -> None:
     """Build the models and data that the trials need and the cache lacks; each once."""
-    of_engine = trials[0].config["engine"]
+    asked = Interpreter.of(trials[0].config)
     prepare.run(
         prepare.missing(t.config for t in trials),
-        str(of_engine["python"] or sys.executable),
+        asked.python,
         lambda line: display.event("preparing", message=line),
-        of_engine["env"],
+        asked.env,
     )
 
 
@@ -443,9 +552,6 @@ def _closing(
     if tracker.page():
         print(f"         {tracker.page()}")
     if not sent:
-        print(
-            f"the tracking store did not take everything; send the rest with: "
-            f"sweeper sync {folder.name}{_store_flag(folder)}"
-        )
+        print(f"the tracking store did not take everything; send the rest with: sweeper sync {folder.typed}")
     if state != "finished":
-        print(f"go on    sweeper resume {folder.name}{_store_flag(folder)}")
+        print(f"go on    sweeper resume {folder.typed}")

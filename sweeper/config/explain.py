@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweeper.config import grammar
-from sweeper.config.hydra_app import CONFIG_NAME
+from sweeper.config.hydra_app import CONFIG_NAME, conf
 from sweeper.config.nearest import nearest
 from sweeper.engines.verl import renamed
 from sweeper.errors import Problem
@@ -80,13 +80,23 @@ def _trial(override: Override, cfg: DictConfig) -> Problem | None:
     try:
         ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
     except (HydraException, OmegaConfBaseException) as error:
-        return _refused(override, cfg, error)
+        return _unquoted(override) if key == "search.space" else _refused(override, cfg, error)
     return None
+
+
+def _unquoted(override: Override) -> Problem:
+    return Problem(
+        f"{override.input_line} has a dim that is no text",
+        valid="a list of values, or a text: what would be typed for the dim, in quotes",
+        fix="\"search.space={lr: 'tag(log,interval(1e-5,1e-3))'}\"  or the dim itself, 'lr=...'",
+        key="search.space",
+    )
 
 
 def _refused(override: Override, cfg: DictConfig, error: Exception) -> Problem:
     line, key = str(override.input_line), grammar.key_of(override)
-    paths = [path for path, _ in _nodes(OmegaConf.to_container(cfg, resolve=False))]
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    paths = [path for path, _ in _nodes(plain)]
     exists = key in paths
     if override.is_add() and exists:
         return Problem(f"{line}: {key} is there already", fix=line.removeprefix("+"), key=key)
@@ -99,13 +109,29 @@ def _refused(override: Override, cfg: DictConfig, error: Exception) -> Problem:
         )
     if exists or override.is_add() or override.is_force_add():
         return Problem(f"{line}: {_first(error)}", key=key)
-    close = nearest(key, paths)
     if override.is_delete():
-        return Problem(f"{line}: there is no {key} to delete", valid=", ".join(close), key=key)
+        return Problem(f"{line}: there is no {key} to delete", valid=", ".join(nearest(key, paths)), key=key)
+    if found := _options_with(key):
+        group = key.partition(".")[0]
+        what = f"unknown key {key}: {group}={OmegaConf.select(cfg, f'{group}.name')} has no such option"
+        return Problem(what, valid=", ".join(found), fix=f"{found[0]} {line}", key=key)
+    # What holds other keys takes no value.
+    close = nearest(key, [path for path, value in _nodes(plain) if not isinstance(value, dict)])
     best = _typed(close[0], override.value()) if close else ""
     add = f"+{line}" if "." in key else ""
     fix = "  or, if verl has this key all the same, ".join(part for part in (best, add) if part)
     return Problem(f"unknown key {key}", valid=", ".join(close), fix=fix or "--cfg job lists every key", key=key)
+
+
+def _options_with(key: str) -> list[str]:
+    """The options of a key's group that have it: `scheduler=asha` for `scheduler.reduction_factor`."""
+    group, _, inside = key.partition(".")
+    files = sorted((conf() / group).glob("*.yaml")) if inside and group.isidentifier() else []
+    return [
+        f"{group}={file.stem}"
+        for file in files
+        if any(path == inside for path, _ in _nodes(OmegaConf.to_container(OmegaConf.load(file), resolve=False)))
+    ]
 
 
 def _parents(key: str) -> Iterable[str]:

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 
+_DISTRIBUTION = re.compile(
+    r"(?P<scale>log_?uniform|log|uniform)\((?:interval\()?(?P<bounds>[^(),]+,[^(),]+)\)?\)", re.IGNORECASE
+)
+"""How others write an interval: `loguniform(1e-5,1e-3)`, `log(interval(1e-5,1e-3))`."""
+
+
 @lru_cache(maxsize=100_000)
 def parse(line: str) -> Override:
     """The parsed line.
@@ -42,7 +48,10 @@ def parse(line: str) -> Override:
 def _unreadable(line: str, why: str) -> Problem:
     key, _, value = line.partition("=")
     fix = "key=value; --help shows examples"
-    if value and not value.endswith(",") and not re.search(r"['\"]", value) and re.fullmatch(r"[\w.+~@/]+", key):
+    if distribution := _DISTRIBUTION.fullmatch(value):
+        scale, bounds = distribution["scale"], f"interval({distribution['bounds']})"
+        fix = f"'{key}={f'tag(log,{bounds})' if scale.startswith('log') else bounds}'"
+    elif value and not value.endswith(",") and not re.search(r"['\"]", value) and re.fullmatch(r"[\w.+~@/]+", key):
         # In a shell the outer quotes keep the inner ones, which make any text a plain string.
         fix = f"""'{key}="{value}"' where a plain text is meant"""
     elif value.endswith(","):

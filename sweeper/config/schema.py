@@ -6,6 +6,7 @@ Guarantees: every key is looked at, all that is wrong is returned at once; nothi
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,6 +20,9 @@ from sweeper.trial.records import NAME
 SAMPLERS = ("none", "grid", "random", "tpe", "gp", "qmc", "nsga2")
 SCHEDULERS = ("none", "asha", "median", "hyperband", "pbt", "pb2")
 OBJECTIVES = ("score", "gpu_hours")
+MOST_GIB = 1024
+"""Of one GPU's memory, far above any: beyond it the number was meant in another unit."""
+_GPU = re.compile(r"[A-Za-z][\w .-]*")
 
 _ABSENT = object()
 
@@ -28,10 +32,21 @@ def check(config: Mapping[str, Any]) -> list[Problem]:
     found = []
     for key, (good, valid) in _KEYS.items():
         value = tree.get(config, key, None)
+        if key == "engine.python" and _elsewhere(config) and isinstance(value, str):
+            continue  # not on this machine: the launch finds out
         if key in _OPTIONAL and tree.get(config, key, _ABSENT) is _ABSENT:
             continue
         if not good(value):
             found.append(Problem(f"{key}={value}", valid=valid, key=key))
+    if (image := tree.get(config, "engine.image", None)) and tree.get(config, "engine.python", None) is None:
+        found.append(
+            Problem(
+                f"engine.image={image}: which interpreter of the image has the trainer is not said",
+                valid="its name or path in the image",
+                fix="engine.python=python3",
+                key="engine.python",
+            )
+        )
     for key, checked in (("stop", stops.check), ("failures", failures.check)):
         if isinstance(config.get(key), Mapping):
             found += checked(config[key])
@@ -46,6 +61,14 @@ def _count(value: Any) -> bool:
 
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+
+
+def _gpu_memory(value: Any) -> bool:
+    return _number(value) and 0 < value <= MOST_GIB
+
+
+def _gpu(value: Any) -> bool:
+    return isinstance(value, str) and bool(_GPU.fullmatch(value))
 
 
 def _from_zero(value: Any) -> bool:
@@ -67,6 +90,11 @@ def _names(value: Any) -> bool:
 def _folder_name(value: Any) -> bool:
     # A number is a good name: it is typed like one, name=2026.
     return not isinstance(value, bool) and isinstance(value, str | int) and bool(NAME.fullmatch(str(value)))
+
+
+def _elsewhere(config: Mapping[str, Any]) -> bool:
+    """Whether the engine's interpreter is in a container, or on machines that are not this one."""
+    return bool(tree.get(config, "engine.image", None)) or tree.get(config, "cluster.kind", "local") != "local"
 
 
 def _program(value: Any) -> bool:
@@ -96,11 +124,13 @@ _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "project": _TEXT,
     "store": _TEXT,
     "plan": _FLAG,
+    "detach": _FLAG,
     "output": _one_of("auto", "rich", "plain", "json"),
     "max_concurrent": _MAYBE_COUNT,
     "seed": (_or_null(_from_zero), "a whole number from 0, or null"),
     "search.name": _one_of(*SAMPLERS),
     "search.trials": _MAYBE_COUNT,
+    "search.sampler_seed": (_or_null(_from_zero), "a whole number from 0, or null"),
     "search.space": (lambda value: isinstance(value, Mapping), "{lr: 'interval(1e-6,1e-4)', kl: [0, 1e-3]}"),
     "search.points": (_points, "a list of points: [{lr: 1e-4, kl: 0}]"),
     "search.constraints": (_names, "a list of expressions: ['lr * updates_per_step < 1e-3']"),
@@ -124,12 +154,18 @@ _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "binding.critic": _FLAG,
     "objective.metric": _TEXT,
     "objective.mode": _one_of("max", "min"),
+    "cluster.name": _TEXT,
     "cluster.device": _one_of("auto", "cpu", "cuda"),
-    "cluster.nodes": _COUNT,
+    "cluster.nodes": _MAYBE_COUNT,
     "cluster.gpus_per_node": _MAYBE_COUNT,
+    "cluster.gpu": (_or_null(_gpu), "the name of a GPU, H100 (cluster.gpus_per_node says how many), or null"),
+    "cluster.gpu_memory_gib": (_or_null(_gpu_memory), "GiB of one GPU, a number above 0: 79.6 of 80 GB; or null"),
     "cluster.max_ranks": _MAYBE_COUNT,
+    "cluster.join_s": (lambda value: _number(value) and value > 0, "a number of seconds above 0"),
+    "cluster.python": _TEXT,
     "model.arch": _MAPPING,
     "engine.python": (_or_null(_program), "an interpreter that can be run, or null: this one"),
+    "engine.image": (_or_null(_TEXT[0]), "the name of a container image, or null"),
     "engine.fork_server": _FLAG,
     "engine.env": _MAPPING,
     "engine.inherit": (_names, "a list of names of variables: [HF_TOKEN,HF_HOME]"),

@@ -31,8 +31,8 @@ MOST = dims.MOST
 """Arms that a request may have; more is a slip of the keyboard."""
 
 SWEEP_LEVEL = (
-    "name", "project", "store", "plan", "output", "tracking", "search", "scheduler", "objective", "stop", "failures",
-    "placement", "lineage", "max_concurrent",
+    "name", "project", "store", "plan", "detach", "output", "tracking", "search", "scheduler", "objective", "stop",
+    "failures", "placement", "lineage", "max_concurrent",
 )  # fmt: skip
 """Root keys that belong to the sweep as a whole and so cannot differ between its trials."""
 
@@ -141,6 +141,14 @@ def unsweepable(key: str) -> Problem | None:
     name = key.lstrip("+~")
     if name.split(".")[0] not in SWEEP_LEVEL:
         return None
+    if name.startswith("search.space."):
+        dim = name.removeprefix("search.space.")
+        return Problem(
+            f"{key}: a dim in search.space is a text, and without quotes of its own it is searched itself",
+            valid="the dim on the command line, or its text in quotes",
+            fix=f"'{dim}=...'  or  '{key}=\"...\"'",
+            key=name,
+        )
     return Problem(
         f"{name} belongs to the whole sweep and cannot take several values",
         valid="one value",

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+_BRANCHES = (dict, list)  # not `dict | list`, which would be made anew for each leaf of each point of a plan
+
 
 def copy(tree: Any) -> Any:
     """A deep copy of dicts and lists; the leaves are shared, for they are immutable."""
     if isinstance(tree, dict):
-        return {k: copy(v) if isinstance(v, dict | list) else v for k, v in tree.items()}
-    if isinstance(tree, list):
-        return [copy(v) for v in tree]
-    return tree
+        made = dict(tree)
+        for key, value in tree.items():
+            if isinstance(value, _BRANCHES):
+                made[key] = copy(value)
+        return made
+    return [copy(v) for v in tree] if isinstance(tree, list) else tree
 
 
 def get(tree: Mapping[str, Any], key: str, default: Any = None) -> Any:
@@ -48,7 +52,7 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for key, value in items:
         path = f"{prefix}.{key}" if prefix else str(key)
-        if isinstance(value, dict | list) and value:
+        if isinstance(value, _BRANCHES) and value:
             yield from leaves(value, path)
         else:
             yield path, value

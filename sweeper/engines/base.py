@@ -57,6 +57,9 @@ class Job:
     object_store_bytes: int = 200_000_000
     preload: tuple[str, ...] = ()
     """Modules that the fork server imports once, for the trainer and every Ray worker; empty: no fork server."""
+    image: str | None = None
+    """Container image that holds `python` and the trainer; all that the attempt consists of runs in it. None: on the
+    node as it is."""
     fork_argv: tuple[str, ...] = ()
     """Appended to argv when the fork server is used; `{python}` stands for its client executable."""
 
@@ -80,7 +83,9 @@ class Progress:
     """What health rules read, under names shared by all engines, those that the line has: `loss`, `grad_norm`,
     `entropy` (nats a token), `kl` (to the policy before the update, a token), `reward_spread` (max - min over the
     step's responses), `saturated` (share of responses cut at the length limit), `mismatch` (mean absolute difference
-    of the rollout's and the trainer's probabilities)."""
+    of the rollout's and the trainer's probabilities). What `sweeper diagnose` reads beside them: `rollout_s` (seconds
+    of the step that went into responses), `response_tokens` (mean of the step), `straggler` (slowest response's time
+    over the mean), `imbalance` (share of the ranks' time that is spent waiting for the one with the most tokens)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +137,21 @@ class Sound:
 
 
 @dataclass(frozen=True, slots=True)
+class Raised:
+    """The exception that a failure comes from."""
+
+    type: str
+    """Without its module: `ValueError`."""
+    message: str
+    place: str
+    """`FILE:LINE in FUNCTION`, the innermost of the user's own code, else of the trainer; empty if none was told."""
+    line: int
+    """Of the log that was given, from 1."""
+    part: str = ""
+    """`reward`: it was raised while a response was judged; `data`: while the data was read; empty: elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """Why an attempt failed."""
 
@@ -141,6 +161,8 @@ class Failure:
     """Equal for the same failure on other data, steps, ranks and folders: what identical failures are counted by."""
     lines: tuple[str, ...]
     """The lines of the log that say why, most telling first; at most a dozen."""
+    raised: Raised | None = None
+    """The exception that it comes from, where the log has one that is no consequence of something else."""
 
 
 class Engine(Protocol):
@@ -198,6 +220,11 @@ class Engine(Protocol):
     def hung_at(self, log: str) -> list[str]:
         """Where the processes of a stalled attempt were, from the stacks that `Attempt.stop(dump=True)` left in its
         log; at most a dozen lines, the innermost frame outside the standard library first of each process."""
+        ...
+
+    def remedies(self, cause: str, config: Mapping[str, Any]) -> list[str]:
+        """Override lines that help against a cause (the words of sweeper/diagnose/causes.py) in this config, likeliest
+        first; empty: none that this engine has."""
         ...
 
     def relieve(self, config: Config, times: int) -> tuple[Config, str] | None:

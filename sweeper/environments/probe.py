@@ -35,12 +35,17 @@ class Interpreter:
 
     python: str = sys.executable
     env: Mapping[str, str] = field(default_factory=dict)
+    stands_in: bool = False
+    """Whether the engine's own is in a container image: what this one lacks, that one may have."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Interpreter:
-        """The one of a config: `engine.python`, where null means this one, and `engine.env`."""
+        """The one of a config: `engine.python`, where null means this one, and `engine.env`. For one in a container
+        image (`engine.image`), which is not here to be asked, this one stands in."""
         engine = config.get("engine") or {}
         env = {str(k): str(v) for k, v in (engine.get("env") or {}).items() if v is not None}
+        if engine.get("image"):
+            return cls(sys.executable, env, stands_in=True)
         return cls(engine.get("python") or sys.executable, env)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from sweeper import app
@@ -17,6 +19,14 @@ from sweeper.config.hydra_app import initialized
         ("objective.mode=best", "max, min"),
         ("cluster.gpus_per_node=x", "a whole number from 1, or null"),
         ("cluster.device=tpu", "auto, cpu, cuda"),
+        ("cluster.gpu=8", "the name of a GPU, H100"),
+        ("cluster.gpu=80GB:8", "cluster.gpus_per_node says how many"),
+        ("cluster.gpu=H100:8", "cluster.gpus_per_node says how many"),
+        ("cluster.gpu=[1]", "the name of a GPU, H100"),
+        ("cluster.gpu_memory_gib=80GB", "a number above 0"),
+        ("cluster.gpu_memory_gib=-1", "a number above 0"),
+        ("cluster.gpu_memory_gib=80000000000", "a number above 0"),
+        ("cluster.name=[1]", "a text"),
         ("updates_per_step=0", "a whole number from 1"),
         ("engine.fork_server=perhaps", "true, false"),
         ("engine.env=3", "a mapping"),
@@ -42,6 +52,15 @@ def test_all_wrong_keys_come_in_one_message(capsys: pytest.CaptureFixture[str]) 
         assert app.run(["output=plain", "objective.mode=best", "cluster.nodes=0", "max_concurrent=-1"]) == 2
     said = capsys.readouterr().err
     assert all(word in said for word in ("objective.mode=best", "cluster.nodes=0", "max_concurrent=-1"))
+
+
+def test_the_interpreter_of_an_image_must_be_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with initialized():
+        assert app.run(["engine.image=verl:1", "plan=true"]) == 2
+        said = capsys.readouterr().err
+        assert "engine.python=python3" in said
+        # Ours is one, too, where it is mounted into the container under its own path.
+        assert app.run(["engine.image=verl:1", f"engine.python={sys.executable}", "plan=true"]) == 0
 
 
 @pytest.mark.parametrize("override", ["name=2026", "name=first.try-2", "engine.python=python3", "engine.python=null"])

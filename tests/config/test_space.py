@@ -142,6 +142,19 @@ def test_a_dim_that_cannot_be_meant(line: str, said: str) -> None:
     assert said in refused(line)
 
 
+@pytest.mark.parametrize(
+    ("lines", "fix"),
+    [
+        (["lr=loguniform(1e-5,1e-3)"], "'lr=tag(log,interval(1e-5,1e-3))'"),
+        (["lr=log(interval(1e-5,1e-3))"], "'lr=tag(log,interval(1e-5,1e-3))'"),
+        (["lr=uniform(0.1, 0.2)"], "'lr=interval(0.1, 0.2)'"),
+        (["+search.space.lr=tag(log,interval(1e-5,1e-3))"], "'lr=...'  or  '+search.space.lr=\"...\"'"),
+    ],
+)
+def test_what_is_tried_next_searches(lines: list[str], fix: str) -> None:
+    assert fix in refused(*lines)
+
+
 def test_a_value_typed_twice_is_run_once() -> None:
     space = read(["lr=1e-4,0.0001,2e-4", "kl=choice(1,1,2)"])
     assert [p.varied["lr"] for p in space.arms] == [1e-4, 2e-4]

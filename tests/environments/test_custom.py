@@ -112,6 +112,17 @@ def test_a_module_beside_the_reward_is_not_found_and_the_message_says_how(tmp_pa
     assert custom.check_reward(tmp_path / "r.py", "score", told) == []
 
 
+def test_a_package_that_is_not_here_may_be_in_the_engines_image(tmp_path: Path) -> None:
+    text = "import no_such_package\ndef score(data_source, solution_str, ground_truth, extra_info): return 0\n"
+    assert "No module named" in reward_problem(tmp_path, text).what
+    ours = Interpreter.of({"engine": {"image": "verl:1", "python": "python3"}})
+    assert ours.python == sys.executable, "the image's is not here"
+    assert custom.check_reward(tmp_path / "r.py", "score", ours) == []
+    (tmp_path / "no_such_package.py").touch()
+    beside = (tmp_path / "r.py").read_text() + "# beside it, which the image's interpreter does not look for either\n"
+    assert "PYTHONPATH" in reward_problem(tmp_path, beside, interpreter=ours).fix
+
+
 @pytest.mark.parametrize("leave", ["import sys; sys.exit(3)", "raise KeyboardInterrupt"])
 def test_a_reward_that_leaves_on_import_does_not_take_us_with_it(tmp_path: Path, leave: str) -> None:
     assert "does not import" in reward_problem(tmp_path, leave).what

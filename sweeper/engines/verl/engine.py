@@ -25,6 +25,7 @@ from sweeper.engines.verl import (
     metrics,
     names,
     reliefs,
+    remedies,
     rules,
     schedule,
     stacks,
@@ -99,6 +100,10 @@ class VerlEngine:
     def hung_at(self, log: str) -> list[str]:
         """Where verl's processes were when their stacks were written."""
         return stacks.hung_at(log)
+
+    def remedies(self, cause: str, config: Mapping[str, Any]) -> list[str]:
+        """verl's own keys against a cause."""
+        return remedies.of(cause, config)
 
     def relieve(self, config: Config, times: int) -> tuple[Config, str] | None:
         """Smaller micro-batches, then recomputing, then offloading, then less memory for the rollout."""

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Iterator
 from itertools import chain
 
+from sweeper.engines import base
 from sweeper.engines.base import Failure
 from sweeper.engines.verl import root_cause
 from sweeper.engines.verl.root_cause import CONSEQUENCE, Raised
@@ -79,12 +80,14 @@ _DATA_PLACES = re.compile(
     r"|site-packages/(?:datasets|pyarrow|jinja2|tokenizers)/|/transformers/tokenization_\w+\.py"
     r"|/transformers/utils/chat_template_utils\.py"
 )
+_REWARD_PLACES = re.compile(r"/verl/(?:experimental/reward_loop|workers/reward_manager|utils/reward_score)/")
 _NO_FILE = re.compile(r"^Error no file named |^\S+ is not a local folder and is not a valid model identifier")
 """How transformers says that a model's files are not there (an OSError)."""
 
 _TERMINATED = frozenset({-signal.SIGTERM, signal.SIGTERM, 128 + signal.SIGTERM})
 """Killed by the signal; by the handler of Ray's driver, which exits with its number (ray/_private/worker.py:1670); as a
 shell says it."""
+_KILLED = frozenset({-signal.SIGKILL, 128 + signal.SIGKILL})
 
 
 def classify(log: str, reason: str, code: int | None, detail: str) -> Failure:
@@ -93,18 +96,34 @@ def classify(log: str, reason: str, code: int | None, detail: str) -> Failure:
     cause = root_cause.cause_of(raised)
     own = cause if cause is not None and not CONSEQUENCE.search(cause.text) else None
     report = f"{log}\n{detail}"
-    reasons = chain(_named(report, own, reason), _by_end(raised, plain, own, reason, code, root_cause.crashed(log)))
+    reasons = chain(
+        _named(report, own, reason), _by_end(raised, plain, own, reason, code, detail, root_cause.crashed(log))
+    )
     kind, told = next(reasons)
     if kind == "launch" and _DISK.search(detail):
         kind = "disk"
     lines = [*([told] if told else []), *_detail(detail), *root_cause.find(log)]
     if not lines:
         lines = [f"the trainer ended with code {code} and wrote nothing"]
-    return Failure(kind, _signature(kind, own, plain, reason, code, detail), tuple(dict.fromkeys(lines))[:_MOST_LINES])
+    signature = _signature(kind, own, plain, reason, code, detail)
+    return Failure(kind, signature, tuple(dict.fromkeys(lines))[:_MOST_LINES], _told(own))
+
+
+def _told(own: Raised | None) -> base.Raised | None:
+    if own is None:
+        return None
+    files = [file for file, _, _ in own.frames]
+    judged = any(_REWARD_PLACES.search(f) for f in files) or any(f == "compute_score" for _, _, f in own.frames)
+    read = any(_DATA_PLACES.search(f) for f in files)
+    place = root_cause.shown(own.place) if own.place else ""
+    part = "reward" if judged else "data" if read else ""
+    return base.Raised(own.type.rsplit(".", 1)[-1], own.message, place, own.at + 1, part)
 
 
 def _named(report: str, own: Raised | None, reason: str) -> Iterator[tuple[str, str]]:
     """Kinds that something in the log names, surest first, each with a line for what the log itself does not say."""
+    if reason == "preempted":
+        yield "preempted", ""
     if _PREEMPTED.search(report):
         yield "preempted", "the node was preempted"
     # What the trainer said is of no weight once what held the attempt was gone: it may have been caught before.
@@ -117,20 +136,27 @@ def _named(report: str, own: Raised | None, reason: str) -> Iterator[tuple[str, 
 
 
 def _by_end(
-    raised: list[Raised], plain: list[str], own: Raised | None, reason: str, code: int | None, crashed: bool
+    raised: list[Raised],
+    plain: list[str],
+    own: Raised | None,
+    reason: str,
+    code: int | None,
+    detail: str,
+    crashed: bool,
 ) -> Iterator[tuple[str, str]]:
     """Kinds by how it ended, where nothing in the log names one."""
     if reason == "launch":
         yield "launch", ""
     if reason == "lost":
-        yield "node-lost", "a process that held the attempt died"
+        # `detail` says which node, and why, where anybody noticed.
+        yield "node-lost", "" if detail.strip() else "a process that held the attempt died"
     if own is not None:
         yield "bug", ""
     if reason == "exit" and code in _TERMINATED:
         yield "preempted", f"the trainer was terminated from outside (code {code})"
     if raised and not crashed:
         yield "node-lost", ""  # only what happens to others when a process is gone
-    if reason == "exit" and code == -signal.SIGKILL:
+    if reason == "exit" and code in _KILLED:
         yield "node-lost", "the trainer was killed without a word of its own"
     if any(_NO_INTERPRETER.match(line) for line in plain):
         yield "launch", ""
@@ -155,7 +181,9 @@ def _of_exception(cause: Raised) -> str:
 
 
 def _detail(detail: str) -> list[str]:
-    return [line.strip() for line in detail.splitlines() if line.strip()][:3]
+    """What it says and, below a traceback, how that ended."""
+    lines = [line.strip() for line in detail.splitlines() if line.strip()]
+    return lines if len(lines) <= 3 else [lines[0], *lines[-2:]]
 
 
 # --- signature --------------------------------------------------------------------------------------------------------

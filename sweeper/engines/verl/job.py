@@ -21,13 +21,14 @@ from sweeper.checkpoints import manifest
 from sweeper.config import tree
 from sweeper.config.interpolation import Graph, related
 from sweeper.engines.base import AttemptPaths, Config, Gang, Job
-from sweeper.engines.verl import checkpoints, preload, resume, saved, schedule
+from sweeper.engines.verl import checkpoints, ending, preload, resume, saved, schedule
 from sweeper.engines.verl.base_config import load
 from sweeper.engines.verl.cpu import environment as cpu_environment
 from sweeper.trial.identity import OURS
 
 CONFIG, METRICS, SCRIPT = "trainer.yaml", "metrics.jsonl", "command.sh"
 PLUGINS, RESUME, SAVED, MANIFEST = "plugins", "sweeper_resume", "sweeper_saved", "sweeper_manifest"
+ENDING = "sweeper_ending"
 """A folder in the attempt's, on the trainer's search path, and the modules in it (see resume.py and saved.py)."""
 
 MODEL_ENGINE = {"megatron": "megatron", "veomni": "veomni", "torchtitan": "torchtitan"}
@@ -87,6 +88,7 @@ def make(config: Config, paths: AttemptPaths) -> Job:
         ray_cpus_per_node=int(ray.get("num_cpus") or _ray_cpus(config, needed)),
         object_store_bytes=int(ray.get("object_store_memory") or _object_store(config)),
         preload=modules,
+        image=config["engine"].get("image"),
         fork_argv=preload.FORK_ARGV if modules else (),
     )
 
@@ -144,9 +146,9 @@ def _resumes(config: Config, paths: AttemptPaths) -> dict[str, Any]:
 
 @lru_cache
 def plugins() -> dict[str, str]:
-    """The modules that an attempt's folder holds for verl, by name: a resumed run trains at its config's rates, and a
-    checkpoint has a manifest."""
-    files = {RESUME: resume.__file__, SAVED: saved.__file__, MANIFEST: manifest.__file__}
+    """The modules that an attempt's folder holds for verl, by name: a resumed run trains at its config's rates, a
+    checkpoint has a manifest, and there is one before the time is over."""
+    files = {RESUME: resume.__file__, SAVED: saved.__file__, MANIFEST: manifest.__file__, ENDING: ending.__file__}
     texts = {name: Path(file).read_text(encoding="utf-8") for name, file in files.items()}
     return {name: text if name == MANIFEST else f"{text}\n\ninstall()\n" for name, text in texts.items()}
 
@@ -172,7 +174,7 @@ def environment(config: Config, paths: AttemptPaths) -> dict[str, str]:
     asked["PYTHONPATH"] = ":".join([*ours, *filter(None, [asked.get("PYTHONPATH")])])
     if theirs := config["trainer"].get("checkpoint_callback_class"):
         env[saved.THEIRS] = str(theirs)
-    hooks = [RESUME] if config["trainer"]["use_v1"] else [RESUME, SAVED]  # V1 loads SAVED itself, as its callback
+    hooks = [RESUME, ENDING, *([] if config["trainer"]["use_v1"] else [SAVED])]  # V1 loads it itself, as its callback
     modules = [env.get("VERL_USE_EXTERNAL_MODULES"), *hooks, asked.get("VERL_USE_EXTERNAL_MODULES")]
     asked["VERL_USE_EXTERNAL_MODULES"] = ",".join(filter(None, modules))
     return env | asked

@@ -13,7 +13,7 @@ from typing import Any
 
 from sweeper.engines.base import Config
 from sweeper.engines.verl.base_config import load
-from sweeper.errors import Problem
+from sweeper.errors import Problem, section_replaced
 
 NAMES = {"lr": "a rate above 0, as 1e-6", "tp": "a whole number from 1", "seed": "a whole number"}
 
@@ -25,17 +25,26 @@ def check(config: Config) -> list[Problem]:
 
 def sections(config: Config) -> list[Problem]:
     """Sections of verl's config that hold something else, as `trainer=null` makes of one."""
-    found = []
-    for path in _sections(str(config.get("model_engine", "dp"))):
-        value: Any = config
-        for part in path:
-            value = value.get(part, {}) if isinstance(value, dict) else {}
-        if not isinstance(value, Mapping):
-            key = ".".join(path)
-            found.append(
-                Problem(f"{key}={value} takes the place of a whole section", valid=f"{key}.<key>=...", key=key)
-            )
-    return found
+    return list(_replaced(_sections(str(config.get("model_engine", "dp"))), config, ""))
+
+
+def _replaced(sections: Mapping[str, Any], ours: Mapping[str, Any], prefix: str) -> Iterator[Problem]:
+    for name, below in sections.items():
+        value, key = ours.get(name, {}), f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from _replaced(below, value, f"{key}.")
+        else:
+            yield section_replaced(key, value, f"{key}.<key>=...")
+
+
+@lru_cache
+def _sections(model_engine: str) -> dict[str, Any]:
+    """verl's sections that hold anything, each with the sections in it."""
+    return _only_sections(load(model_engine))
+
+
+def _only_sections(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _only_sections(value) for name, value in tree.items() if isinstance(value, dict) and value}
 
 
 def _ours(config: Config) -> Iterator[Problem]:
@@ -54,33 +63,30 @@ def _good(name: str, value: Any) -> bool:
 
 
 def _theirs(config: Config) -> Iterator[Problem]:
-    for path, default in _typed_leaves(str(config.get("model_engine", "dp"))):
-        value: Any = config
-        for part in path:
-            value = value.get(part) if isinstance(value, dict) else None
-        if not isinstance(value, str):
-            continue
-        key = ".".join(path)
-        if isinstance(default, bool):
-            yield Problem(f"{key}={value} is neither true nor false", valid="true, false", key=key)
-        else:
-            yield Problem(f"{key}={value} is not a number", valid=f"a number, as verl's own {default}", key=key)
+    return _worded(_typed(str(config.get("model_engine", "dp"))), config, "")
+
+
+def _worded(typed: Mapping[str, Any], ours: Mapping[str, Any], prefix: str) -> Iterator[Problem]:
+    """Text where the default is a number or a truth value."""
+    for name, default in typed.items():
+        value = ours.get(name)
+        if isinstance(default, dict):
+            if isinstance(value, dict):
+                yield from _worded(default, value, f"{prefix}{name}.")
+        elif isinstance(value, str):
+            key = f"{prefix}{name}"
+            if isinstance(default, bool):
+                yield Problem(f"{key}={value} is neither true nor false", valid="true, false", key=key)
+            else:
+                yield Problem(f"{key}={value} is not a number", valid=f"a number, as verl's own {default}", key=key)
 
 
 @lru_cache
-def _typed_leaves(model_engine: str) -> tuple[tuple[tuple[str, ...], Any], ...]:
-    """Where verl's default is a number or a truth value: path -> default."""
-    return tuple((path, value) for path, value in _leaves(load(model_engine)) if isinstance(value, bool | int | float))
+def _typed(model_engine: str) -> dict[str, Any]:
+    """verl's defaults that are numbers or truth values, in their sections; sections without any are left out."""
+    return _numbers(load(model_engine))
 
 
-@lru_cache
-def _sections(model_engine: str) -> tuple[tuple[str, ...], ...]:
-    return tuple(dict.fromkeys(path[:n] for path, _ in _leaves(load(model_engine)) for n in range(1, len(path))))
-
-
-def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, (*path, str(key)))
-        else:
-            yield (*path, str(key)), value
+def _numbers(tree: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: _numbers(value) if isinstance(value, Mapping) else value for name, value in tree.items()}
+    return {name: value for name, value in kept.items() if value != {} and isinstance(value, dict | bool | int | float)}

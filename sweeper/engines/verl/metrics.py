@@ -63,6 +63,10 @@ def signals(numbers: Mapping[str, float], config: Config) -> dict[str, float]:
         found["entropy"] = entropy
     if "critic/score/max" in numbers and "critic/score/min" in numbers:
         found["reward_spread"] = numbers["critic/score/max"] - numbers["critic/score/min"]
+    if numbers.get(_USUAL) and _SLOWEST in numbers:
+        found["straggler"] = numbers[_SLOWEST] / numbers[_USUAL]
+    if numbers.get(_MOST_TOKENS) and _MEAN_TOKENS in numbers:
+        found["imbalance"] = 1 - numbers[_MEAN_TOKENS] / numbers[_MOST_TOKENS]
     return found
 
 
@@ -72,7 +76,13 @@ _SIGNALS = {
     "kl": "actor/ppo_kl",
     "saturated": "response_length/clip_ratio",
     "mismatch": "training/rollout_probs_diff_mean",
+    "rollout_s": "timing_s/gen",
+    "response_tokens": "response_length/mean",
 }
+_SLOWEST, _USUAL = (f"timing_s/agent_loop/generate_sequences/{at}" for at in ("max", "mean"))
+"""experimental/agent_loop/agent_loop.py:1273; the V1 trainer does not write them."""
+_MOST_TOKENS, _MEAN_TOKENS = "global_seqlen/balanced_max", "global_seqlen/mean"
+"""Tokens of the ranks after verl has balanced them (utils/seqlen_balancing.py, log_seqlen_unbalance)."""
 
 
 def _entropy(numbers: Mapping[str, float], config: Config) -> float | None:

@@ -26,7 +26,9 @@ _PREFIX = re.compile(r"^\((?P<who>[\w.:<>-]*) ?(?P<process>pid=\d+(?:, ip=[\d.]+
 _RAYLET = re.compile(r"^\((raylet|autoscaler)[^)]*\) ?")
 _FRAME = re.compile(r'^\s+File "(?P<file>[^"]+)", line (?P<line>\d+)(?:, in (?P<function>\S+))?')
 _RAISED = re.compile(
-    r"^(?P<type>(?:[A-Za-z_]\w*\.)*[A-Za-z_]*(?:Error|Exception|Exit|Interrupt|NotFound|Unavailable|Invalid))"
+    # NCCL's own name of what went wrong comes below the exception that it is the message of.
+    r"^(?!nccl(?:System|Remote)Error: )"
+    r"(?P<type>(?:[A-Za-z_]\w*\.)*[A-Za-z_]*(?:Error|Exception|Exit|Interrupt|NotFound|Unavailable|Invalid))"
     r"(?:: (?P<message>.*))?$"
 )
 _REMOTE = re.compile(r"^(?:ray\.exceptions\.)?RayTaskError(?:\([\w.]+\))?:")
@@ -216,9 +218,7 @@ def _tell(cause: Raised, raised: list[Raised]) -> list[str]:
     else:
         lines = [cause.text, *(f"  {line}" for line in cause.more[:3])]
     if place := cause.place:
-        file, line, function = place
-        shown = found.group(1) if (found := VERL.search(file)) else file
-        lines.append(f"  at {shown}:{line}" + (f" in {function}" if function else ""))
+        lines.append(f"  at {shown(place)}")
     same = [r for r in raised if r.kind == cause.kind]
     if len(same) > 1 and len({r.message for r in same}) > 1:
         lines.append(f"  {len(same)} times in the log, the first by {cause.who or 'the trainer'}")
@@ -233,6 +233,13 @@ def _tell(cause: Raised, raised: list[Raised]) -> list[str]:
     )
     lines += [f"also: {text}" for text, _ in others.most_common(2)]
     return lines
+
+
+def shown(place: tuple[str, int, str]) -> str:
+    """`FILE:LINE in FUNCTION`; a file of verl's is named from its package on."""
+    file, line, function = place
+    inside = VERL.search(file)
+    return f"{inside[1] if inside else file}:{line}" + (f" in {function}" if function else "")
 
 
 def _died(cause: Raised) -> str:

@@ -223,21 +223,28 @@ def shape_asked(c: Context) -> Iterator[Problem]:
     nodes, per_node, shape = c.trainer["nnodes"], c.trainer["n_gpus_per_node"], c.shape
     what = "GPUs" if shape.device == "cuda" else "CPU ranks"
     if per_node > shape.gpus_per_node:
+        key = _typed_as(c, "gpus_per_node", per_node, "trainer.n_gpus_per_node")
         yield Problem(
-            f"trainer.n_gpus_per_node={per_node}: a node of cluster {shape.name} has {shape.gpus_per_node} {what}",
+            f"{key}={per_node}: a node of cluster {shape.name} has {shape.gpus_per_node} {what}",
             valid=f"1 to {shape.gpus_per_node}",
-            fix=f"trainer.n_gpus_per_node={shape.gpus_per_node}",
-            key="trainer.n_gpus_per_node",
+            fix=f"{key}={shape.gpus_per_node}",
+            key=key,
             source="verl/single_controller/ray/base.py:226 _check_resource_available",
         )
     if nodes > shape.nodes:
+        key = _typed_as(c, "nodes", nodes, "trainer.nnodes")
         yield Problem(
-            f"trainer.nnodes={nodes}: cluster {shape.name} has {_count(shape.nodes, 'node')}",
+            f"{key}={nodes}: cluster {shape.name} has {_count(shape.nodes, 'node')}",
             valid=f"1 to {shape.nodes}",
-            fix=f"trainer.nnodes={shape.nodes}",
-            key="trainer.nnodes",
+            fix=f"{key}={shape.nodes}",
+            key=key,
             source="verl/single_controller/ray/base.py:226 _check_resource_available",
         )
+
+
+def _typed_as(c: Context, ours: str, value: int, theirs: str) -> str:
+    """The key that says so many: the cluster's, of which the trainer's was bound, unless that says otherwise."""
+    return f"cluster.{ours}" if c.config["cluster"].get(ours) == value else theirs
 
 
 def all_pools(c: Context) -> Iterator[Problem]:
@@ -671,10 +678,12 @@ def rollout_name(c: Context) -> Iterator[Problem]:
 
 def rollout_installed(c: Context) -> Iterator[Problem]:
     """The inference server is installed where the trainer runs: verl imports it when its workers are up
-    (workers/rollout/replica.py). Not looked at for a cluster that this release cannot start anything on."""
+    (workers/rollout/replica.py). Not looked at where the trainer does not run on this machine as it is: in a container,
+    on a cluster, on a mere shape."""
     name = c.rollout["name"]
     on_cpu = c.shape.device == "cpu"
-    if not c.shape.launchable or name not in _SERVERS or (on_cpu and c.config["engine"].get("rollout") != name):
+    here = c.config["cluster"].get("kind") == "local" and not c.config["engine"].get("image")
+    if not here or name not in _SERVERS or (on_cpu and c.config["engine"].get("rollout") != name):
         return
     interpreter = Interpreter.of(c.config)
     try:

@@ -122,7 +122,14 @@ def test_where_an_exception_was_raised(place: str, kind: str) -> None:
         ("ray.exceptions.ActorDiedError: The actor died because its node has died. The node was preempted.\n", "exit",
          1, "", "preempted"),
         ("training\n", "lost", None, "the attempt's Ray cluster ended with code 1:\nraylet exited", "node-lost"),
+        ("training\n", "preempted", None, "Slurm job 7 reached its time limit (TimeLimit)", "preempted"),
+        ("training\n", "lost", None, "Slurm job 7 lost a node (n[1-2])", "node-lost"),
+        ("training\n", "lost", None, "Slurm job 7 was ended by Slurm: Memory cgroup out of memory", "out-of-memory"),
         ("training\n", "exit", -9, "", "node-lost"),
+        ("training\nKilled\n", "exit", 137, "", "node-lost"),
+        ("torch.distributed.DistBackendError: NCCL error in: /x/ProcessGroupNCCL.cpp:3384, remote process exited or "
+         "there was a network error, NCCL version 2.27.5\nncclRemoteError: A call failed possibly due to a network "
+         "error or a remote process exiting prematurely.\n", "exit", 1, "", "node-lost"),
         ("training\n", "exit", -9, "Out of memory: Killed process 77 (python) total-vm:99kB", "out-of-memory"),
         ("(raylet) 4 Workers (tasks / actors) killed due to memory pressure (OOM), 0 Workers crashed\n"
          "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.\n", "exit", 1, "",
@@ -143,8 +150,21 @@ def test_how_it_ended(log: str, reason: str, code: int | None, detail: str, kind
     assert found.signature.startswith(kind)
 
 
+def test_what_was_lost_is_said_by_who_noticed_and_how_its_traceback_ended() -> None:
+    detail = "the attempt's Ray cluster ended with code 1:\n  File a\n    call()\n  File b\nException: timed out"
+    assert of("training\n", "lost", None, detail).lines[:3] == (
+        detail.splitlines()[0],
+        "File b",
+        "Exception: timed out",
+    )
+    assert of("training\n", "lost", None, "").lines[0] == "a process that held the attempt died"
+    broken = "RuntimeError: CUDA error: uncorrectable ECC error encountered\n"
+    assert of(broken, "lost", None, "node1 was lost").lines[:2] == ("a GPU of the node failed", "node1 was lost")
+
+
 def test_what_was_caught_before_a_lost_node_is_not_the_cause() -> None:
     assert of(raised("ValueError: tried again"), "lost", None, "the agent died").kind == "node-lost"
+    assert of(raised("ValueError: tried again"), "preempted", 1, "it was preempted").kind == "preempted"
 
 
 def test_a_stop_of_ours_is_no_preemption() -> None:

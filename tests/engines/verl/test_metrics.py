@@ -89,7 +89,8 @@ def signals(data: dict[str, Any], **actor: Any) -> dict[str, float]:
 def test_a_real_step_has_every_signal(run: str) -> None:
     line = json.loads((Path(__file__).parent / "runs" / f"{run}.jsonl").read_text().splitlines()[1])
     found = signals(line["data"], loss_agg_mode="token-mean")
-    assert set(found) == {"loss", "grad_norm", "entropy", "kl", "reward_spread", "saturated", "mismatch"}
+    judged = {"loss", "grad_norm", "entropy", "kl", "reward_spread", "saturated", "mismatch"}
+    assert set(found) == judged | {"rollout_s", "response_tokens", "imbalance"}
     assert found["loss"] == line["data"]["actor/pg_loss"]
     assert 0.3 < found["entropy"] < 3
     assert abs(found["kl"]) < 0.1

@@ -7,13 +7,14 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sweeper.config import hydra_app
-from sweeper.config.compose import compose_points
+from sweeper.config.compose import Composer
 from sweeper.config.space import read
 from sweeper.engines.base import Config, Shape
 from sweeper.engines.verl import rules
@@ -24,6 +25,7 @@ CPU = Shape(name="local", device="cpu", nodes=1, gpus_per_node=4)
 NODE = Shape("node_8gpu", "cuda", 1, 8, gpu="H100", gpu_memory_gib=79.6, launchable=False)
 TWO = Shape("two_nodes_8gpu", "cuda", 2, 8, gpu="H100", gpu_memory_gib=79.6, launchable=False)
 SEVEN = ["model=qwen7b", "environment=gsm8k", "cluster=node_8gpu"]
+OF_THIS_MACHINE = ["model=qwen7b", "environment=gsm8k"]
 PAIR = ["model=qwen7b", "environment=gsm8k", "cluster=two_nodes_8gpu"]
 FIXED = [
     "actor_rollout_ref.actor.use_dynamic_bsz=false",
@@ -44,9 +46,15 @@ ASYNC = [
 ]
 
 
+COMPOSER = Composer()
+
+
 def bound(overrides: list[str], shape: Shape | None = None) -> tuple[Config, Shape]:
     with hydra_app.initialized():
-        (composed,) = compose_points(read(overrides).arms)
+        (point,) = read(overrides).arms
+        # Composed as points of one sweep would be: those with the same groups share what Hydra does.
+        swept = replace(point, varied={line.partition("=")[0].lstrip("+~"): None for line in point.overrides})
+        composed = COMPOSER.compose(swept)
     here = shape or (
         NODE if "cluster=node_8gpu" in overrides else TWO if "cluster=two_nodes_8gpu" in overrides else CPU
     )
@@ -255,7 +263,8 @@ def test_what_verl_refuses_is_refused(tmp_path: Path) -> None:
         [*PAIR, *FIXED, "data.train_batch_size=10", f"{ROLLOUT}.n=3"],
         [*SEVEN, f"{ROLLOUT}.expert_parallel_size=8"],
     ]
-    requests = [side for case in CASES for side in (case[1], case[2])] + more
+    told = [side for case in CASES for side in (case[1], case[2])] + more
+    requests = list(map(list, dict.fromkeys(map(tuple, told))))
     asked: list[tuple[list[str], Config, Shape]] = []
     for request in requests:
         config, shape = bound(request)
@@ -282,7 +291,7 @@ HERE = Shape("local", "cuda", 1, 8, gpu="H100", gpu_memory_gib=79.6)
 def interpreter(folder: Path, *packages: str) -> str:
     """A Python that has those packages, as far as anybody can tell without importing them."""
     for name in packages:
-        (folder / name).mkdir()
+        (folder / name).mkdir(exist_ok=True)
         (folder / name / "__init__.py").write_text("raise RuntimeError('nobody imports it')")
         (folder / f"{name}-1.0.dist-info").mkdir()
         (folder / f"{name}-1.0.dist-info" / "METADATA").write_text(f"Name: {name}\nVersion: 1.0\n")
@@ -293,17 +302,19 @@ def interpreter(folder: Path, *packages: str) -> str:
 
 
 def test_an_inference_server_that_is_not_installed_is_named_before_anything_starts(tmp_path: Path) -> None:
-    (problem,) = broken("rollout_installed", [*SEVEN, interpreter(tmp_path)], HERE)
+    (problem,) = broken("rollout_installed", [*OF_THIS_MACHINE, interpreter(tmp_path)], HERE)
     assert "no package vllm" in problem.what
     assert problem.key == "engine.python"
 
 
 def test_one_that_is_installed_or_cannot_be_started_from_here_is_no_problem(tmp_path: Path) -> None:
     there = interpreter(tmp_path, "vllm")
-    assert broken("rollout_installed", [*SEVEN, there], HERE) == []
+    assert broken("rollout_installed", [*OF_THIS_MACHINE, there], HERE) == []
     assert broken("rollout_installed", SEVEN, NODE) == []
     assert broken("rollout_installed", [], CPU) == []
-    assert broken("rollout_installed", [*SEVEN, "engine.python=/nowhere/python"], HERE) == []
+    assert broken("rollout_installed", [*OF_THIS_MACHINE, "engine.python=/nowhere/python"], HERE) == []
+    assert broken("rollout_installed", [*OF_THIS_MACHINE, interpreter(tmp_path), "engine.image=verl"], HERE) == []
+    assert broken("rollout_installed", ["model=qwen7b", "cluster=dstack", interpreter(tmp_path)], HERE) == []
 
 
 CITED = {
