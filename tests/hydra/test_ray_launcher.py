@@ -89,6 +89,7 @@ def _interruptible() -> None:
 
 
 @pytest.mark.real
+@pytest.mark.long
 def test_ctrl_c_stops_the_jobs_gently_and_those_that_wait_at_once(tmp_path: Path) -> None:
     out = tmp_path / "out.txt"
     one = [*RAY, "hydra.launcher.ray.init.num_cpus=1"]

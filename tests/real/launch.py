@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,5 +54,16 @@ def run(folder: Path, *overrides: str, timeout: float = 900) -> Run:
         ended = attempt.wait(timeout)  # type: ignore[attr-defined]
     finally:
         attempt.kill()
+    return _run(folder, checkpoints, ended.code)
+
+
+def read(trial: Path) -> Run:
+    """The run of a sweep's trial: its last attempt, for on a busy machine Ray may miss its own time to start in one."""
+    folder = max(trial.glob("attempt-*"), key=lambda path: int(path.name.partition("-")[2]))
+    code = json.loads((folder / "exit.json").read_text())["code"]
+    return _run(folder, trial / "checkpoints", code)
+
+
+def _run(folder: Path, checkpoints: Path, code: int | None) -> Run:
     log = (folder / "log.txt").read_text(errors="replace")
-    return Run(ended.code, log, Tail(folder / "metrics.jsonl").read(), checkpoints)
+    return Run(code, log, Tail(folder / "metrics.jsonl").read(), checkpoints)

@@ -37,7 +37,7 @@ def overrides(algorithm: str, lr: float, kl: float) -> list[str]:
     ]
 
 
-@pytest.fixture(scope="module", params=["grpo", "ppo"])
+@pytest.fixture(scope="module", params=[pytest.param("grpo", marks=pytest.mark.long), "ppo"])
 def donor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, launch.Run]:
     folder = tmp_path_factory.mktemp(request.param)
     run = launch.run(folder / "attempt", *overrides(request.param, LR, KL))

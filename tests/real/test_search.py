@@ -54,8 +54,9 @@ def test_tpe_with_asha_ends_the_worse_ones_early_and_says_why(tmp_path: Path) ->
         tmp_path,
         "lr=tag(log,interval(1e-5,1e-1))",
         "search=tpe",
-        "search.trials=4",
-        "search.points=[{lr: 2e-4}]",
+        "search.trials=3",
+        "search.points=[{lr: 2e-4}, {lr: 1e-2}]",
+        "max_concurrent=1",
         "scheduler=asha",
         "scheduler.grace_period=1",
         "scheduler.reduction_factor=2",
@@ -64,10 +65,11 @@ def test_tpe_with_asha_ends_the_worse_ones_early_and_says_why(tmp_path: Path) ->
     )
     assert done.returncode == 0, done.stdout + done.stderr
     states = Ledger.read(tmp_path / "runs/s/ledger.db")
-    assert len(states) == 4
+    assert len(states) == 3
     assert {s.state for s in states.values()} <= {"finished", "pruned"}
     assert states["000"].params == {"lr": 2e-4}, "the known point came first"
     pruned = [json.loads(Path(s.folder, "status.json").read_text()) for s in states.values() if s.state == "pruned"]
+    assert states["001"].params == {"lr": 1e-2} and states["001"].state == "pruned", "it destroys the policy"
     for status in pruned:
         assert status["stop"]["reason"] in ("worse", "nan", "entropy-collapse", "no-reward-variance", "kl-blow-up")
         assert status["stop"]["detail"] in done.stdout or status["stop"]["reason"] in done.stdout
@@ -76,18 +78,74 @@ def test_tpe_with_asha_ends_the_worse_ones_early_and_says_why(tmp_path: Path) ->
     study = tmp_path / "runs/s/studies/0.journal"
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(study)))
     trials = optuna.load_study(study_name=None, storage=storage).trials
-    assert len(trials) == 4
+    assert len(trials) == 3
     assert all(t.state.is_finished() for t in trials), "none is left running"
 
 
-def test_pbt_takes_over_a_checkpoint_and_trains_at_the_new_rate(tmp_path: Path) -> None:
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("scheduler", "option", "rates", "steps"),
+    [
+        ("median", "scheduler.min_samples=2", [2e-4, 1e-4, 1e-2], 4),
+        # Two candidates fill the bracket that halves nobody, the other two the one that halves after the first step.
+        ("hyperband", "scheduler.reduction_factor=2", [2e-4, 1e-4, 3e-4, 1e-2], 2),
+    ],
+)
+def test_other_schedulers_end_the_worst_and_let_the_best_finish(
+    tmp_path: Path, scheduler: str, option: str, rates: list[float], steps: int
+) -> None:
+    """A rate of 1e-2 destroys the policy, which the first validation shows."""
+    points = f"search.points=[{', '.join(f'{{lr: {rate}}}' for rate in rates)}]"
+    done = run(
+        tmp_path, "lr=tag(log,interval(1e-5,1e-1))", "search=random", f"search.trials={len(rates)}", points,
+        f"scheduler={scheduler}", option, f"trainer.total_training_steps={steps}", "max_concurrent=1", *STEPS,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    states = Ledger.read(tmp_path / "runs/s/ledger.db")
+    assert [s.params["lr"] for s in states.values()] == rates
+    *others, worst = states.values()
+    assert worst.state == "pruned"
+    stop = json.loads(Path(worst.folder, "status.json").read_text())["stop"]
+    assert stop["reason"] == "worse"
+    assert scheduler in stop["detail"]
+    assert {(s.state, s.last_step) for s in others} == {("finished", steps)}, "also one that was paused on the way"
+    for trial, state in states.items():
+        made = [step for n in range(1, state.attempts + 1) for step in lines(tmp_path, trial, n)]
+        assert sorted(made) == list(range(1, (state.last_step or 0) + 1)), "no step twice, none missing"
+
+
+@pytest.mark.long
+def test_scores_are_over_seeds_and_the_best_is_run_again_under_others(tmp_path: Path) -> None:
+    done = run(
+        tmp_path, "lr=choice(1e-5,2e-4)", "search=grid", "search.seeds=2", "search.final_seeds=2",
+        "trainer.total_training_steps=2", "trainer.test_freq=2", "trainer.val_before_train=false",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    states = Ledger.read(tmp_path / "runs/s/ledger.db")
+    assert {s.state for s in states.values()} == {"finished"}
+    assert len(states) == 2 * 2 + 2
+    seeds: dict[float, list[int]] = {}
+    for state in states.values():
+        record = json.loads(Path(state.folder, "lineage.json").read_text())
+        seeds.setdefault(state.params["lr"], []).append(record["seeds"]["seed"])
+    best, other = sorted(seeds, key=lambda lr: len(seeds[lr]), reverse=True)
+    assert sorted(seeds[other]) == [1, 2]
+    assert sorted(seeds[best])[:2] == [1, 2]
+    assert len(set(seeds[best])) == 4, "nothing was chosen by the final seeds"
+    means = {lr: [s.final_score or 0.0 for s in states.values() if s.params["lr"] == lr] for lr in seeds}
+    assert sum(means[best][:2]) >= sum(means[other]), "the best by its mean over the seeds of the search"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("scheduler", ["pbt", "pb2"])
+def test_a_population_takes_over_a_checkpoint_and_trains_at_the_new_rate(tmp_path: Path, scheduler: str) -> None:
     done = run(
         tmp_path,
         "lr=tag(log,interval(1e-6,1e-2))",
         "search=random",
         "search.trials=2",
         "search.points=[{lr: 2e-4}, {lr: 1e-2}]",
-        "scheduler=pbt",
+        f"scheduler={scheduler}",
         "scheduler.interval=2",
         "scheduler.quantile=0.5",
         "trainer.total_training_steps=6",
@@ -105,16 +163,15 @@ def test_pbt_takes_over_a_checkpoint_and_trains_at_the_new_rate(tmp_path: Path) 
     assert after[first]["actor/lr"] == pytest.approx(rate), "and the new learning rate is the one in effect"
 
 
-def test_a_killed_controller_is_resumed_to_the_attempt_that_still_runs(tmp_path: Path) -> None:
-
+def test_a_killed_controller_is_resumed_to_the_attempts_that_still_run(tmp_path: Path) -> None:
     out = tmp_path / "out.txt"
     with out.open("w") as stream:
-        command = [*SWEEP, "seed=1,2", "max_concurrent=1", "trainer.total_training_steps=5", *STEPS]
+        command = [*SWEEP, "seed=1,2", "trainer.total_training_steps=5", *STEPS]
         process = subprocess.Popen(command, cwd=tmp_path, stdout=stream, stderr=stream)
         wait_for(out, "step 1 of 5", process)
         process.kill()
         process.wait()
-    assert left_over(tmp_path), "the attempt outlives its controller"
+    assert left_over(tmp_path), "the attempts outlive their controller"
     done = sweeper(tmp_path, "resume", "s")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "followed again" in done.stdout
@@ -123,7 +180,8 @@ def test_a_killed_controller_is_resumed_to_the_attempt_that_still_runs(tmp_path:
         "000-s1": ("finished", 1),
         "000-s2": ("finished", 1),
     }
-    assert sorted(lines(tmp_path, "000-s1", 1)) == [1, 2, 3, 4, 5]
+    for trial in ("000-s1", "000-s2"):
+        assert sorted(lines(tmp_path, trial, 1)) == [1, 2, 3, 4, 5]
     assert left_over(tmp_path) == []
 
     extended = sweeper(tmp_path, "extend", "s", "--steps", "7")
@@ -140,6 +198,7 @@ def test_a_killed_controller_is_resumed_to_the_attempt_that_still_runs(tmp_path:
     assert "s/000-s1" in forked.stdout, "what is the same is reused and shown as reused"
 
 
+@pytest.mark.long
 def test_stop_ends_what_a_dead_controller_left(tmp_path: Path) -> None:
 
     out = tmp_path / "out.txt"

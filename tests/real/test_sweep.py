@@ -56,7 +56,10 @@ class TestTheMainCommand:
     def test_the_screen_says_what_came_out_and_where_it_is(self, demo: Any) -> None:
         folder, done = demo
         assert "algorithm=grpo" in done.stdout
-        assert f"records  {next((folder / 'runs').iterdir())}" in done.stdout
+        records = next(
+            p for p in (folder / "runs").iterdir() if p.is_dir()
+        )  # the store has its index beside the sweeps
+        assert f"records  {records}" in done.stdout
         assert "mlflow ui" in done.stdout
         assert "\x1b" not in done.stdout, "no terminal codes where there is no terminal"
         assert "Traceback" not in done.stdout + done.stderr
@@ -86,6 +89,7 @@ class TestTheMainCommand:
         folder, _ = demo
         assert left_over(folder) == []
 
+    @pytest.mark.long  # in CI, a trial rebuilt from its record is shown by test_verify.py
     def test_the_recorded_script_runs_the_trial_again_by_hand(self, demo: Any, tmp_path: Path) -> None:
         folder, _ = demo
         script = next((folder / "runs").glob("*/trials/000/attempt-1/command.sh"))
@@ -180,13 +184,3 @@ def test_ctrl_c_stops_gently_and_resume_goes_on_from_the_checkpoint(tmp_path: Pa
     steps = [json.loads(line)["step"] for line in lines if "critic/rewards/mean" in line]
     assert steps[0] > 1, "it did not start over"
     assert steps[-1] == 6
-
-
-def test_json_output_is_nothing_but_events(tmp_path: Path) -> None:
-    done = sweep(tmp_path, "--json", "algorithm=rloo", "trainer.total_training_steps=1", "tracking=none")
-    assert done.returncode == 0, done.stdout + done.stderr
-    events = [json.loads(line) for line in done.stdout.splitlines()]
-    kinds = [e["event"] for e in events]
-    assert kinds[-1] == "sweep_ended"
-    assert {"sweep_started", "trial_started", "progress", "trial_ended"} <= set(kinds)
-    assert events[-1]["trials"][0]["state"] == "finished"

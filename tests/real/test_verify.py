@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +19,7 @@ import pytest
 pytestmark = pytest.mark.real
 
 ROOT = Path(__file__).resolve().parents[2]
+TRIALS = {"000": "grpo", "001": "ppo"}
 SHORT = ["trainer.total_training_steps=2", "trainer.test_freq=2", "trainer.save_freq=2", "data.val_max_samples=64"]
 
 
@@ -63,15 +67,27 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     shutil.rmtree(at, ignore_errors=True)
 
 
-@pytest.mark.parametrize(("trial", "algorithm"), [("000", "grpo"), ("001", "ppo")])
+@pytest.fixture(scope="module")
+def verified(place: Place) -> dict[str, tuple[bytes, subprocess.CompletedProcess[str]]]:
+    """Trial -> its record and what `verify` said of it; both are run at once, as two people would."""
+
+    def verify(trial: str) -> tuple[bytes, subprocess.CompletedProcess[str]]:
+        record = place.attempt(f"first/{trial}") / "lineage.json"
+        before = record.read_bytes()
+        return before, place.sweeper("verify", str(record), "--json", "--name", f"again-{trial}")
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(TRIALS, pool.map(verify, TRIALS), strict=True))
+
+
+@pytest.mark.parametrize("trial", TRIALS)
 def test_a_trial_is_the_same_to_the_last_bit_when_it_is_rebuilt_from_its_record(
-    place: Place, trial: str, algorithm: str
+    place: Place, verified: dict[str, tuple[bytes, subprocess.CompletedProcess[str]]], trial: str
 ) -> None:
-    record = place.attempt(f"first/{trial}") / "lineage.json"
-    assert f"algorithm={algorithm}" in json.loads(record.read_text())["overrides"]
-    before = record.read_bytes()
-    done = place.sweeper("verify", str(record), "--json", "--name", f"again-{algorithm}")
+    before, done = verified[trial]
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    record = place.attempt(f"first/{trial}") / "lineage.json"
+    assert f"algorithm={TRIALS[trial]}" in json.loads(before)["overrides"]
     report = json.loads(done.stdout)
     assert (report["verdict"], report["tier"]) == ("pass", "exact")
     assert report["steps"] == 3 and report["values"] > 100, "step 0, the validation before training, and two steps"
@@ -99,6 +115,23 @@ def test_one_flipped_value_fails_and_is_named(place: Place, tmp_path: Path) -> N
     done = place.sweeper("verify", "first/000", "--against", str(forged / "lineage.json"))
     assert done.returncode == 1, done.stdout + done.stderr
     assert "step 2, actor/entropy" in done.stdout
+
+
+@pytest.mark.long
+def test_the_statistical_tier_trains_other_seeds_and_judges_the_score_by_their_spread(place: Place) -> None:
+    done = place.sweeper("verify", "first/000", "--tier", "statistical", "--seeds", "3", "--json", "--name", "spread")
+    report = json.loads(done.stdout)
+    scores = [float(score) for score in report["scores"].values()]
+    mean = statistics.fmean(scores)
+    half = 4.302652729911275 * statistics.stdev(scores) * math.sqrt(1 + 1 / 3)  # the t of two degrees, two-sided 95%
+    assert report["interval"] == pytest.approx([mean - half, mean + half])
+    within = mean - half <= report["score"] <= mean + half
+    assert (report["verdict"], done.returncode) == (("pass", 0) if within else ("fail", 1))
+    assert report["score"] == json.loads((place.attempt("first/000") / "lineage.json").read_text())["result"]["score"]
+    trials = [name.split("/")[1] for name in report["scores"]]
+    records = [place.attempt(f"spread/{trial}") / "lineage.json" for trial in trials]
+    seeds = {json.loads(path.read_text())["seeds"]["seed"] for path in records}
+    assert len(seeds) == 3 and 1 not in seeds, "none is the recorded run's own"
 
 
 def test_one_flipped_byte_in_a_checkpoint_fails_and_is_named(place: Place) -> None:

@@ -21,6 +21,7 @@ from fakes import FakeDisplay, FakeEngine
 from sweeper.clusters import machine
 from sweeper.clusters.local import LocalCluster
 from sweeper.engines.base import AttemptPaths, Gang, Job, Progress, Saved
+from sweeper.errors import RequestError
 from sweeper.search import controller as module
 from sweeper.search import replay, samplers, schedulers
 from sweeper.search.arm import ArmSearch, Candidate
@@ -147,7 +148,11 @@ def build(store: Path, name: str, sampler: str, count: int, concurrency: int, sc
 
 def main() -> None:
     store, name, sampler, count, concurrency, *scheduler = sys.argv[1:]
-    controller = build(Path(store), name, sampler, int(count), int(concurrency), *scheduler)
+    try:
+        controller = build(Path(store), name, sampler, int(count), int(concurrency), *scheduler)
+    except RequestError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
     outcomes = controller.run()
     print(json.dumps({t: o.state for t, o in outcomes.items()}), time.time())
 

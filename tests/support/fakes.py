@@ -19,7 +19,7 @@ from sweeper.trial.spec import Point, Trial
 
 def fake_config(**does: Any) -> dict[str, Any]:
     """What a fake run does: `steps` lines, exit `code`, `hold` until stopped, `short` of its last step, `log` text,
-    `scores` by step, `ranks`."""
+    `scores` by step, `ranks`, `queued` for so many polls."""
     return {"ranks": 1, "code": 0, "steps": 4, "hold": False, "engine": {"name": "fake"}, **does}
 
 
@@ -84,6 +84,9 @@ class FakeEngine:
     def hung_at(self, log: str) -> list[str]:
         return [line for line in log.splitlines() if line.startswith("File ")]
 
+    def remedies(self, cause: str, config: Mapping[str, Any]) -> list[str]:
+        return []
+
     def relieve(self, config: Mapping[str, Any], times: int) -> tuple[dict[str, Any], str] | None:
         left = config.get("relief", 0)
         return ({**config, "code": 0, "micro": 8 >> times}, f"micro {8 >> times}") if times <= left else None
@@ -130,7 +133,7 @@ class FakeAttempt:
 
     def poll(self) -> Exit | None:
         self._polls += 1
-        if self._polls == 2 and self._exit is None:
+        if self._polls == 2 + self._does.get("queued", 0) and self._exit is None:
             self._run()
         if self._exit and self in self._cluster.running:
             self._cluster.running.remove(self)
@@ -156,6 +159,9 @@ class FakeAttempt:
         if not does["hold"]:
             reason = "lost" if code == "lost" else "exit"
             self._exit = Exit(None if reason == "lost" else code, reason, "", time.time())
+
+    def waiting(self) -> str:
+        return "(Priority)" if self._polls < 2 + self._does.get("queued", 0) and "queued" in self._does else ""
 
     def stop(self, *, dump: bool = False) -> None:
         self.dumped = self.dumped or dump

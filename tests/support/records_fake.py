@@ -114,11 +114,19 @@ def fake_run(
     metrics: Mapping[int, Mapping[str, Any]] | None = None,
     **changes: Any,
 ) -> Path:
-    """Write the records of `SWEEP/TRIAL`'s attempt; returns its lineage.json."""
+    """Write the records of an attempt of `SWEEP/TRIAL`; its lineage.json. The result is the curve's, or is given."""
+    curve = CURVE if metrics is None else metrics
+    scores = [v for step in sorted(curve) for k, v in curve[step].items() if k.startswith("val-core/")]
+    told = {
+        "score": scores[-1] if scores else None,
+        "best_score": max(scores, default=None),
+        "step": max(curve, default=0),
+    }
+    changes["result"] = {**told, **changes.get("result", {})}
     sweep, _, trial = name.partition("/")
     folder = store / sweep / "trials" / trial / f"attempt-{attempt}"
     folder.mkdir(parents=True)
     (store / sweep / "sweep.json").write_text("{}")
-    (folder / "metrics.jsonl").write_text(fake_metrics(CURVE if metrics is None else metrics))
+    (folder / "metrics.jsonl").write_text(fake_metrics(curve))
     (folder / "lineage.json").write_text(json.dumps(fake_document(folder, **changes)))
     return folder / "lineage.json"
