@@ -108,7 +108,7 @@ def status(args: argparse.Namespace) -> int:
     from sweeper.trial.ledger import Ledger, holder
     from sweeper.trial.records import store_flag, to_json
 
-    store = Path(args.store).absolute()
+    store = _store_there(args)
     names = [args.name] if args.name else sorted(p.parent.name for p in store.glob("*/ledger.db"))
     if args.name and not (store / args.name / "ledger.db").exists():
         raise RequestError(
@@ -160,13 +160,52 @@ def gc(args: argparse.Namespace) -> int:
     from sweeper.trial.records import to_json
 
     asked = Keep(args.last, args.top_k, args.gb)
-    found = collector.survey(Path(args.store).absolute(), args.name, asked, free=args.yes)
+    found = collector.survey(_store_there(args), args.name, asked, free=args.yes)
     if args.json:
         lists = {"free": [i.as_dict() for i in found.free], "protected": [i.as_dict() for i in found.protected]}
         print(to_json({**lists, "notes": found.notes, "bytes": found.bytes, "freed": found.freed}))
     else:
         print("\n".join(collector.render(found)))
     return 0
+
+
+def pin(args: argparse.Namespace) -> int:
+    """`sweeper pin`: keep a checkpoint of a trial, whatever its sweep's budget."""
+    from sweeper.checkpoints import pins
+
+    made = pins.pin(_checkpoints(args), args.step, args.by, args.why, name=args.name or "")
+    print(f"{args.run} step {made.step} is pinned as {made.name}")
+    return 0
+
+
+def unpin(args: argparse.Namespace) -> int:
+    """`sweeper unpin`: take a pin away, or list those of a trial."""
+    from sweeper.checkpoints import pins
+
+    folder = _checkpoints(args)
+    there = pins.pinned(folder)
+    if args.name is None:
+        print("\n".join(f"{p.name}  step {p.step}  {p.by}  {p.why}".rstrip() for p in there) or "no pins")
+        return 0
+    if not pins.unpin(folder, args.name):
+        what = f"{args.run} has no pin {args.name}"
+        raise RequestError(Problem(what, valid=", ".join(p.name for p in there) or "it has none", key="NAME"))
+    print(f"{args.name} is gone from {args.run}")
+    return 0
+
+
+def _checkpoints(args: argparse.Namespace) -> Path:
+    """The checkpoint folder of SWEEP/TRIAL."""
+    from sweeper.trial.records import SweepFolder, store_flag
+
+    store = _store(args)
+    sweep, _, trial = args.run.strip("/").partition("/")
+    folder = SweepFolder.existing(store, sweep)
+    if trial not in folder.trial_ids():
+        there = ", ".join(f"{sweep}/{t}" for t in folder.trial_ids()[:12])
+        what = f"{args.run} is no trial of {sweep}"
+        raise RequestError(Problem(what, valid=there, fix=f"sweeper status {sweep}{store_flag(store)}", key="RUN"))
+    return folder.checkpoints(trial)
 
 
 def plot(args: argparse.Namespace) -> int:
@@ -191,18 +230,17 @@ def sync(args: argparse.Namespace) -> int:
 def reproduce(args: argparse.Namespace) -> int:
     """`sweeper reproduce`: the trial of a record again, as a sweep of its own."""
     from sweeper.lineage import reproduce as again
-    from sweeper.lineage.diff import short
+    from sweeper.lineage.diff import listed
     from sweeper.lineage.find import find
 
     store = Path(args.store).absolute()
     found = find(args.run, store, args.uri)
+    sweep = again.named(found, args.name, store)
     with again.planned(found, here=args.here) as plan:
-        for change in plan.environment:
-            print(f"{change.what}: {short(change.a)} -> {short(change.b)}")
-        for note in plan.notes:
-            print(note)
+        for line in (*listed(plan.environment), *plan.notes):
+            print(line)
         print(f"reproducing {found.name}: fingerprint {found.document['fingerprint'][:12]}", flush=True)
-        code, made = again.run(plan, name=args.name, store=store)
+        code, made = again.run(plan, sweep, store=store)
     if made:
         print(f"compare  sweeper diff {found.path} {made[0].path}")
     return code
@@ -245,7 +283,7 @@ def diff(args: argparse.Namespace) -> int:
     store = Path(args.store).absolute()
     found = lineage_diff.diff(find(args.run, store, args.uri), find(args.other, store, args.uri))
     print(to_json(found.as_dict()) if args.json else lineage_diff.text(found))
-    return 0 if found.equal else 1
+    return found.code
 
 
 def diagnose(args: argparse.Namespace) -> int:
@@ -283,6 +321,14 @@ def cluster(args: argparse.Namespace) -> int:
 
 def _store(args: argparse.Namespace) -> Path:
     return Path(args.store).absolute()
+
+
+def _store_there(args: argparse.Namespace) -> Path:
+    """The store; refused where it was named and is not there, for nothing is in it then."""
+    store = _store(args)
+    if args.store != "runs" and not store.is_dir():
+        raise RequestError(Problem(f"there is no folder {store}", fix="--store FOLDER", key="--store"))
+    return store
 
 
 def _request(overrides: list[str], as_json: bool, *, resume: bool = False) -> int:

@@ -91,15 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _reading(sub)
 
-    text = "show which checkpoints can be freed and why the others stay; free them with --yes"
-    p = sub.add_parser("gc", help=text, description=text)
-    p.add_argument("name", nargs="?", help="a sweep; without it all of the store")
-    p.add_argument("--yes", action="store_true", help="free what can go; without it nothing is changed")
-    p.add_argument("--last", type=int, help="keep so many newest ones of a trial (default: the sweep's keep.last)")
-    p.add_argument("--top-k", type=int, help="of so many best candidates an arm (default: the sweep's keep.top_k)")
-    p.add_argument("--gb", type=float, help="so many GB of a sweep (default: the sweep's keep.gb)")
-    p.add_argument("--json", action="store_true", help="for machines: one JSON object")
-    p.add_argument("--store", default="runs", help="where the records are (default: runs)")
+    _kept(sub)
 
     p = sub.add_parser("plot", help="draw the curves of a sweep")
     p.add_argument("name", help="the sweep's name")
@@ -113,6 +105,33 @@ def _parser() -> argparse.ArgumentParser:
     _health(sub)
     _lineage(sub)
     return parser
+
+
+def _kept(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "show which checkpoints can be freed and why the others stay; free them with --yes"
+    p = sub.add_parser("gc", help=text, description=text)
+    p.add_argument("name", nargs="?", help="a sweep; without it all of the store")
+    p.add_argument("--yes", action="store_true", help="free what can go; without it nothing is changed")
+    p.add_argument("--last", type=int, help="keep so many newest ones of a trial (default: the sweep's keep.last)")
+    p.add_argument("--top-k", type=int, help="of so many best candidates an arm (default: the sweep's keep.top_k)")
+    p.add_argument("--gb", type=float, help="so many GB of a sweep (default: the sweep's keep.gb)")
+    p.add_argument("--json", action="store_true", help="for machines: one JSON object")
+    p.add_argument("--store", default="runs", help="where the records are (default: runs)")
+
+    text = "keep a checkpoint of a trial, whatever its sweep's budget and `sweeper gc` say"
+    p = sub.add_parser("pin", help=text, description=text)
+    p.add_argument("run", metavar="SWEEP/TRIAL", help="whose checkpoint")
+    p.add_argument("step", metavar="STEP", type=int, help="of the checkpoint")
+    p.add_argument("--by", default="me", help="who needs it (default: me)")
+    p.add_argument("--why", default="", help="what for; `sweeper gc` shows it")
+    p.add_argument("--name", help="of the pin (default: BY-STEP)")
+    p.add_argument("--store", default="runs", help="where the records are (default: runs)")
+
+    text = "take a pin of a trial away; without a name its pins are listed"
+    p = sub.add_parser("unpin", help=text, description=text)
+    p.add_argument("run", metavar="SWEEP/TRIAL", help="whose pin")
+    p.add_argument("name", metavar="NAME", nargs="?", help="of the pin")
+    p.add_argument("--store", default="runs", help="where the records are (default: runs)")
 
 
 def _reading(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -193,7 +212,7 @@ def _lineage(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     p.add_argument("--json", action="store_true", help="for machines: one JSON object")
     _anew(p)
 
-    text = "what differs between two runs; exit code 0 nothing, 1 something"
+    text = "what differs between two runs; exit code 0 nothing, 1 something, 2 curves that could not be compared"
     p = sub.add_parser("diff", help=text, description=text)
     p.add_argument("run", metavar="RUN_A", help=run)
     p.add_argument("other", metavar="RUN_B", help="likewise")

@@ -70,13 +70,19 @@ class Diff:
 
     @property
     def equal(self) -> bool:
-        """Whether nothing differs."""
+        """Whether nothing of what was compared differs."""
         return not any(self.parts.values())
+
+    @property
+    def code(self) -> int:
+        """The command's exit code: 0 equal, 1 different, 2 nothing differs, but there were no curves to compare."""
+        return 1 if not self.equal else 2 if self.curves is None else 0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "equal": self.equal,
+            "curves_compared": self.curves is not None,
             "a": {"run": self.a.name, "lineage": str(self.a.path)},
             "b": {"run": self.b.name, "lineage": str(self.b.path)},
             "differs": [part for part in PARTS if self.parts[part]],
@@ -230,6 +236,8 @@ def text(found: Diff) -> str:
     """The short answer first, then each part that differs."""
     differing = [part for part in PARTS if found.parts[part]]
     said = f"they differ in {', '.join(differing)}" if differing else "they are equal"
+    if not differing and found.curves is None:
+        said += " in all but their curves"
     lines = [f"a  {_about(found.a)}", f"b  {_about(found.b)}", said, *found.notes]
     for part in differing:
         changes = found.parts[part]
@@ -243,6 +251,12 @@ def text(found: Diff) -> str:
         parted = f"they part at {first}" if first else f"all {found.curves.values} values are the same to the last bit"
         lines += ["", f"{found.curves.steps} steps of both were compared: {parted}"]
     return "\n".join(lines)
+
+
+def listed(changes: Sequence[Change]) -> list[str]:
+    """The first of them, a line each, and how many more there are."""
+    lines = [f"{c.what}: {short(c.a)} -> {short(c.b)}" for c in changes[:SHOWN]]
+    return [*lines, f"and {len(changes) - SHOWN} more"] if len(changes) > SHOWN else lines
 
 
 def _about(run: Found) -> str:

@@ -25,6 +25,8 @@ PATCH = "code.patch"
 KIND = "sweeper.lineage"
 SCHEMA = 1
 """Raised when a field changes its meaning; a record with a higher one is refused."""
+ELSEWHERE = "name the run by its MLflow run id: MLflow has a copy of its record"
+"""What helps where a record's file does not."""
 _FILE = Path(__file__).with_name("schema.json")
 
 
@@ -47,17 +49,17 @@ def load(place: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RequestError(
-            Problem(f"there is no lineage record at {path}", valid=f"a {NAME} in an attempt's folder")
+            Problem(f"there is no lineage record at {path}", valid=f"a {NAME} in an attempt's folder", fix=ELSEWHERE)
         ) from None
     except (OSError, ValueError) as error:
-        raise RequestError(Problem(f"{path} could not be read: {error}", valid="a JSON file")) from error
+        raise RequestError(Problem(f"{path} could not be read: {error}", valid="a JSON file", fix=ELSEWHERE)) from error
     if not isinstance(value, dict) or value.get("kind") != KIND:
-        raise RequestError(
-            Problem(f"{path} is no lineage record: its field `kind` is not {KIND}", valid=f"a {NAME}", key="kind")
-        )
+        what = f"{path} is no lineage record: its field `kind` is not {KIND}"
+        raise RequestError(Problem(what, valid=f"a {NAME}", fix=ELSEWHERE, key="kind"))
     schema = value.get("schema")
     if type(schema) is not int or schema < 1:
-        raise RequestError(Problem(f"{path}: schema={schema!r} is no version", valid=f"1 to {SCHEMA}", key="schema"))
+        what = f"{path}: schema={schema!r} is no version"
+        raise RequestError(Problem(what, valid=f"1 to {SCHEMA}", fix=ELSEWHERE, key="schema"))
     if schema > SCHEMA:
         raise RequestError(
             Problem(
@@ -78,8 +80,22 @@ def read(place: Path) -> dict[str, Any]:
     """
     value = load(place)
     if wrong := problems(value):
-        raise RequestError([Problem(f"{path_of(place)}: {text}", key="lineage") for text in wrong[:5]])
+        *others, last = wrong[:5]
+        at = path_of(place)
+        problems_ = [Problem(f"{at}: {text}", key="lineage") for text in others]
+        raise RequestError([*problems_, Problem(f"{at}: {last}", valid="the schema", fix=ELSEWHERE, key="lineage")])
     return value
+
+
+def seeds(leaves: Mapping[str, Any]) -> dict[str, int]:
+    """A record's `seeds`, of its identity and placement: every key that is called `seed` or ends with `_seed`."""
+    return {
+        key: value
+        for key, value in sorted(leaves.items())
+        if type(value) is int
+        and (name := key.rpartition(".")[2].lower())
+        and (name == "seed" or name.endswith("_seed"))
+    }
 
 
 def problems(document: Mapping[str, Any]) -> list[str]:

@@ -63,6 +63,8 @@ def find(run: str, store: Path, uri: str | None = None) -> Found:
         return _from_mlflow(run, uri)
     if path.is_dir() and (inside := _record_of(path)):
         return load(inside)
+    if path.is_dir() and (path / "sweep.json").is_file():  # as a shell completes it: runs/NAME
+        run, store = path.absolute().name, path.absolute().parent
     fits = list(_fitting(run.strip("/"), store))
     if len(fits) == 1:
         return load(fits[0])

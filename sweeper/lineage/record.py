@@ -104,8 +104,11 @@ class Recorder:
             donor: whose checkpoint it goes on from, where that is not its own.
         """
         try:
-            document.write(folder.path, self._made(trial, config, folder, checkpoints, donor))
+            made = self._made(trial, config, folder, checkpoints, donor)
+            document.write(folder.path, made)
             self._link_patch(folder)
+            if folder.previous:
+                self._compare(trial, folder.path.with_name(folder.previous), made)
         except Exception as error:  # lineage must not cost a run
             self._warn(f"{trial.id} has no lineage record: {_line(error)}")
 
@@ -193,13 +196,20 @@ class Recorder:
             "inputs": listed,
             "code": self._code().record(),
             "environment": self._environment(config),
-            "seeds": _seeds({**identity, **placement}),
+            "seeds": document.seeds({**identity, **placement}),
             "parents": self._parents(folder, checkpoints, donor),
             "checkpoints": [],
             "result": None,
             "times": {"created": now(), "started": None, "ended": None},
             "hosts": [socket.gethostname()],
         }
+
+    def _compare(self, trial: Trial, before: Path, made: Mapping[str, Any]) -> None:
+        """Say where an attempt goes on with other data than the one before it was trained on."""
+        if not (before / document.NAME).exists():
+            return
+        if said := _data_differs(document.load(before)["inputs"], made["inputs"]):
+            self._warn(f"{trial.id} goes on from what {before.name} was trained on, but {said}")
 
     def _code(self) -> Code:
         if self._seen is None:
@@ -331,16 +341,6 @@ def _checkpoints(checkpoints: Path, attempt: int) -> list[dict[str, Any]]:
         for m in manifest.listed(checkpoints)
         if m.attempt == attempt
     ]
-
-
-def _seeds(every: Mapping[str, Any]) -> dict[str, int]:
-    return {
-        key: value
-        for key, value in sorted(every.items())
-        if type(value) is int
-        and (name := key.rpartition(".")[2].lower())
-        and (name == "seed" or name.endswith("_seed"))
-    }
 
 
 def _masked(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -29,7 +30,7 @@ from sweeper.errors import Problem, RequestError
 from sweeper.lineage import diff, document, environment, hashes, tree
 from sweeper.lineage.find import RECORD, Found, load
 from sweeper.trial.identity import OURS, canonical
-from sweeper.trial.records import SweepFolder
+from sweeper.trial.records import SweepFolder, plain_name
 
 ASKED = Path(__file__).with_name("asked.py")
 OF_THE_SWEEP = frozenset(
@@ -53,7 +54,6 @@ ONE_TRIAL = (
     "search=none", "search.trials=null", "search.points=[]", "search.constraints=[]", "search.seeds=1",
     "search.final_seeds=0", "scheduler=none", "placement.probe=false", "lineage.strict=false",
 )  # fmt: skip
-SHOWN = 12
 _ABSENT = object()
 
 
@@ -121,15 +121,22 @@ def planned(found: Found, *, here: bool = False, seeds: Sequence[int] = (), stri
         yield Plan(found, code.code, tuple(lines), code.lock, repointed, differs, (*code.notes, *notes, *moved))
 
 
-def run(plan: Plan, *, name: str | None, store: Path, quiet: bool = False) -> tuple[int, list[Found]]:
-    """Run it to its end; the sweep's exit code and the runs that came of it.
+def named(found: Found, name: str | None, store: Path) -> str:
+    """What the new sweep is called; asked before anything is spent.
 
     Raises:
-        RequestError: the name is taken.
+        RequestError: the name is taken, or cannot be one.
     """
-    sweep = name or _free(store, plan.found.document)
-    if (store / sweep).exists():
-        raise RequestError(Problem(f"a sweep named {sweep} is already in {store}", fix=f"--name {sweep}-2", key="name"))
+    if name is None:
+        return _free(store, found.document)
+    plain_name("--name", name)
+    if (store / name).exists():
+        raise RequestError(Problem(f"a sweep named {name} is already in {store}", fix=f"--name {name}-2", key="name"))
+    return name
+
+
+def run(plan: Plan, sweep: str, *, store: Path, quiet: bool = False) -> tuple[int, list[Found]]:
+    """Run it to its end, as the sweep of that name (`named`); its exit code and the runs that came of it."""
     own = [f"name={sweep}", f"store={text_of(str(store))}", f"lineage.reproduces={text_of(str(plan.found.path))}"]
     command = [
         sys.executable,
@@ -278,13 +285,15 @@ def _same_identity(found: Found, answer: Mapping[str, Any], inputs: Set[str]) ->
     Raises:
         RequestError: it is another one; with the leaves that differ.
     """
+    _sound(found)
     if answer["trials"] != 1:
         raise RequestError(Problem(f"the overrides of {found.name} give {answer['trials']} trials", key="overrides"))
     recorded, composed = str(found.document["fingerprint"]), str(answer["fingerprint"])
     every = [c for c in diff.leaves(found.document["identity"], answer["identity"]) if not _masked(c)]
     if composed == recorded and every:
         said = f"{found.path} contradicts itself: these leaves are not those that its fingerprint stands for"
-        raise RequestError(Problem(f"{said}{_changes(every)}", valid=recorded, key=every[0].what))
+        problem = Problem(f"{said}{_changes(every)}", valid=recorded, fix=document.ELSEWHERE, key=every[0].what)
+        raise RequestError(problem)
     changes = [c for c in every if c.what not in inputs]
     if composed == recorded or (every and not changes):
         return tuple(c.what for c in every)
@@ -293,9 +302,38 @@ def _same_identity(found: Found, answer: Mapping[str, Any], inputs: Set[str]) ->
         Problem(
             f"{said} (recorded -> now){_changes(changes)}",
             valid="the code, the installed packages and the machine that it was run with",
+            fix=f"sweeper diff {found.path} OTHER   (with a run of today's code, to see what else is another one)",
             key=changes[0].what if changes else "fingerprint",
         )
     )
+
+
+def _sound(found: Found) -> None:
+    """What a record says twice it says alike.
+
+    Raises:
+        RequestError: it does not: somebody has edited it.
+    """
+    record, problems = found.document, []
+    seeds = document.seeds({**record["identity"], **record["placement"]})
+    engine, run_by = str((record["config"].get("engine") or {}).get("name")), record["environment"]["engine"]["name"]
+    if seeds != record["seeds"]:
+        (change, *_) = diff.leaves(record["seeds"], seeds)
+        problems.append((f"seeds.{change.what}", change.a, change.b, "its identity and placement"))
+    if engine != run_by:
+        problems.append(("environment.engine.name", run_by, engine, "its config"))
+    if problems:
+        raise RequestError(
+            [
+                Problem(
+                    f"{found.path} contradicts itself: {key} is {diff.short(a)}, and by {by} it is {diff.short(b)}",
+                    valid=diff.short(b),
+                    fix=document.ELSEWHERE,
+                    key=key,
+                )
+                for key, a, b, by in problems
+            ]
+        )
 
 
 def _masked(change: diff.Change) -> bool:
@@ -305,9 +343,8 @@ def _masked(change: diff.Change) -> bool:
 
 
 def _changes(changes: Sequence[diff.Change]) -> str:
-    lines = [f"\n           {c.what}: {diff.short(c.a)} -> {diff.short(c.b)}" for c in changes[:SHOWN]]
-    more = f"\n           and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
-    return f":{''.join(lines)}{more}" if lines else ""
+    lines = [f"\n           {line}" for line in diff.listed(changes)]
+    return f":{''.join(lines)}" if lines else ""
 
 
 # --- the environment ---
@@ -407,25 +444,36 @@ def _from_dvc(given: Mapping[str, Any], root: Path, commit: str, target: Path) -
     inside = path.relative_to(repository) if path.is_relative_to(repository) else path
     rev = ["--rev", commit] if commit else []
     ended = subprocess.run(
-        [sys.executable, "-m", "dvc", "get", "--force", "-q", str(repository), str(inside), "-o", str(target), *rev],
+        [sys.executable, "-m", "dvc", "get", "--force", str(repository), str(inside), "-o", str(target), *rev],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         errors="replace",
         check=False,
     )
-    said = [line for line in ended.stderr.splitlines() if line.strip()]
-    return f"DVC could not get it ({said[0] if said else 'no word why'})" if ended.returncode else "DVC has another one"
+    lines = [line for line in ended.stderr.splitlines() if line.strip()]
+    said = next((line for line in lines if line.startswith("ERROR")), lines[0] if lines else "no word why")
+    said = said.removeprefix("ERROR: ")
+    return f"DVC could not get it ({said})" if ended.returncode else "DVC has another one"
 
 
 def _altered(given: Mapping[str, Any], tried: str) -> Problem:
-    pull = f"dvc pull {given['dvc']['path']}   or " if given["dvc"] else ""
+    pull = f"{_pull(given)}   or " if given["dvc"] else ""
     return Problem(
         f"the {given['role']} input {given['path']} is not what was recorded: {tried}",
         valid=f"sha256 {given['sha256']}, {given['bytes']} bytes",
         fix=f"{pull}put the recorded file back at {given['path']}",
         key=f"inputs.{given['role']}",
     )
+
+
+def _pull(given: Mapping[str, Any]) -> str:
+    """The command that brings an input from DVC's remote; DVC takes paths as of its repository only."""
+    kept = Path(given["dvc"]["path"])
+    repository = next((p for p in kept.parents if (p / ".dvc").is_dir()), None)
+    if repository is None:
+        return f"dvc pull {shlex.quote(str(kept))}"
+    return f"dvc --cd {shlex.quote(str(repository))} pull {shlex.quote(str(kept.relative_to(repository)))}"
 
 
 def _naming(record: Mapping[str, Any], places: Mapping[str, Path]) -> dict[str, Any]:

@@ -146,12 +146,14 @@ def _repository(found: Found, commit: str) -> Path:
     for place in known:
         if git(place, "cat-file", "-e", f"{commit}^{{commit}}").returncode == 0:
             return place
-    where = code["remote"] or "origin"
+    at = known[0] if known else OURS
+    remotes = git(at, "remote").stdout.split()
+    where = code["remote"] or ("origin" if "origin" in remotes else remotes[0] if remotes else "URL-OF-A-CLONE")
     raise RequestError(
         Problem(
             f"the commit {commit} that {found.name} was run from is not in {', '.join(map(str, known)) or 'any place'}",
             valid=f"a clone that has it (it was on {code['branch'] or 'no branch'})",
-            fix=f"git -C {known[0] if known else OURS} fetch {where} {commit}",
+            fix=f"git -C {at} fetch {where} {commit}",
             key="code.commit",
         )
     )

@@ -30,6 +30,7 @@ from sweeper.errors import Problem, RequestError
 from sweeper.lineage import curves, diff
 from sweeper.lineage.find import Found
 from sweeper.search import stats
+from sweeper.search.history import Curve
 from sweeper.trial.records import number, write_json
 
 TIERS = ("config", "exact", "statistical")
@@ -197,6 +198,11 @@ def _unlike_its_curve(found: Found, recorded: curves.Curves, engine: Engine) -> 
     last = measured[max(measured)] if measured else None
     if not curves.same(number(result.get("score")), last):
         return f"result.score: {result.get('score')} is recorded, and the last in the metrics is {curves.shown(last)}"
+    mode = str((found.document["config"].get("objective") or {}).get("mode", "max"))
+    best = Curve(measured).best(mode)
+    if not curves.same(number(result.get("best_score")), best[1] if best else None):
+        most = curves.shown(best[1] if best else None)
+        return f"result.best_score: {result.get('best_score')} is recorded, and the best in the metrics is {most}"
     return ""
 
 
@@ -273,12 +279,10 @@ def claim(
     gone = _gone(found)
     others = other_seeds(found, seeds) if tier == "statistical" else ()
     strict = tier == "exact" and not allow_env
+    sweep = "" if tier == "config" else reproduce.named(found, name, store)
     with reproduce.planned(found, here=here, seeds=others, strict=strict) as plan:
-        notes = [*plan.notes, *(f"{c.what}: {diff.short(c.a)} -> {diff.short(c.b)}" for c in plan.environment)]
-        if tier != "config":
-            code, again = reproduce.run(plan, name=name, store=store, quiet=quiet)
-        else:
-            code, again = 0, []
+        notes = [*plan.notes, *diff.listed(plan.environment)]
+        code, again = reproduce.run(plan, sweep, store=store, quiet=quiet) if sweep else (0, [])
     if tier == "config":
         report = judge_config(found, plan.repointed)
     elif not again:
@@ -320,20 +324,24 @@ def against(a: Found, b: Found, tier: str) -> Report:
         )
     if wrong := altered_checkpoints(a):
         return _altered(a, tier, wrong)
-    return same_config(a, b) if tier == "config" else judge_exact(a, b)
+    report = same_config(a, b) if tier == "config" else judge_exact(a, b)
+    gone = _gone(a)
+    return replace(report, facts={**report.facts, "notes": gone}, lines=(*report.lines, *gone))
 
 
 def same_config(a: Found, b: Found) -> Report:
-    """The config tier of two runs that are there: their fingerprints, and their inputs by content."""
+    """The config tier of two runs that are there: their fingerprints and seeds, and their inputs by content."""
     changes = [*diff.leaves(a.document["identity"], b.document["identity"])]
+    seeds = diff.leaves(a.document["seeds"], b.document["seeds"])
+    changes += [c for c in seeds if c.what not in {other.what for other in changes}]
     data = [*diff.changed_inputs(a.document["inputs"], b.document["inputs"])]
     facts = {
         "against": b.name,
         "fingerprints": [a.document["fingerprint"], b.document["fingerprint"]],
         "differences": [c.as_dict() for c in (*changes, *data)],
     }
-    if a.document["fingerprint"] == b.document["fingerprint"] and not data:
+    if a.document["fingerprint"] == b.document["fingerprint"] and not facts["differences"]:
         return Report("config", a.name, "pass", f"the same fingerprint and inputs as {b.name}", facts)
-    first = [*changes, *data][:SHOWN]
-    lines = tuple(f"  {c.what}: {diff.short(c.a)} -> {diff.short(c.b)}" for c in first)
+    first = [*changes, *data]
+    lines = tuple(f"  {line}" for line in diff.listed(first))
     return Report("config", a.name, "fail", f"{first[0].what if first else 'the fingerprint'} differs", facts, lines)

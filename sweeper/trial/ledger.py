@@ -76,6 +76,8 @@ PRAGMA user_version = {SCHEMA};
 COMMIT;
 """
 
+_HEADER = 100
+"""Bytes that every SQLite file begins with (sqlite.org/fileformat2.html, 1.3)."""
 _INSERT = "INSERT INTO events (time, trial, attempt, kind, data) VALUES (?, ?, ?, ?, ?)"
 
 
@@ -350,9 +352,13 @@ def _missing(path: Path) -> RequestError:
 
 
 def _not_lost(path: Path) -> None:
-    """Before SQLite opens it: beside an empty file it would delete the log of what was not written back yet."""
-    if not path.exists() or not path.stat().st_size:
+    """Before SQLite opens it: beside an empty file it would delete the log of what was not written back yet, and a file
+    that is shorter than its header it takes for an empty one."""
+    size = path.stat().st_size if path.exists() else 0
+    if not size:
         _not_beside_attempts(path)
+    elif size < _HEADER:
+        raise RequestError(Problem(f"{path} is damaged or no ledger: it has {size} bytes", fix=_instead(path)))
 
 
 def _not_beside_attempts(path: Path) -> None:

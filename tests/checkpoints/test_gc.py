@@ -140,6 +140,28 @@ def test_what_is_needed_stays_whatever_is_asked_for(store: Path) -> None:
     assert any("must stay" in note for note in found.notes)
 
 
+def test_a_pin_of_a_users_holds_a_checkpoint_until_it_is_taken_away(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = Sweep(store)
+    at = sweep.trial("000", "finished", 2, 4, 6, score=0.5)
+    sweep.close()
+    where = ["--store", str(store)]
+    assert main(["pin", "s/000", "2", "--why", "figure 3", *where]) == 0
+    assert main(["gc", "--yes", *where]) == 0
+    assert steps(at) == [2, 4, 6]
+    assert main(["unpin", "s/000", *where]) == 0
+    assert "me-2  step 2  me  figure 3" in capsys.readouterr().out
+    assert main(["unpin", "s/000", "me-3", *where]) == 2
+    assert "valid: me-2" in capsys.readouterr().err
+    assert main(["unpin", "s/000", "me-2", *where]) == 0
+    assert main(["gc", "--yes", *where]) == 0
+    assert steps(at) == [4, 6]
+    for wrong in ("s/009", "t/000"):
+        assert main(["pin", wrong, "2", *where]) == 2
+    assert main(["pin", "s/000", "2", *where]) == 2, "there is no such checkpoint any more"
+
+
 def test_under_a_living_controller_only_what_is_done_is_touched(store: Path) -> None:
     sweep = Sweep(store)
     done, stopped = sweep.trial("000", "finished", 2, 4, 6, score=0.5), sweep.trial("001", "failed", 2, 4, 6)
@@ -243,6 +265,7 @@ def test_a_kill_while_it_deletes_leaves_no_half_checkpoint(store: Path, monkeypa
 def test_a_sweep_that_is_not_there(store: Path) -> None:
     store.mkdir()
     assert main(["gc", "nothing", "--store", str(store)]) == 2
+    assert main(["gc", "--store", str(store / "mistyped")]) == 2
     with pytest.raises(RequestError, match="at least 1"):
         Sweep(store).close()
         gc.survey(store, asked=Keep(last=0))

@@ -85,7 +85,9 @@ def test_steps_that_one_run_lacks_are_a_difference(tmp_path: Path) -> None:
 
 def test_a_run_without_metrics_is_compared_in_all_else(tmp_path: Path) -> None:
     found = between(tmp_path, metrics={})
-    assert found.equal and "has no metrics" in text(found)
+    assert found.equal and found.code == 2, "equal is not what nobody could see"
+    assert "has no metrics" in text(found) and "equal in all but their curves" in text(found)
+    assert found.as_dict()["curves_compared"] is False
 
 
 def test_a_long_list_is_cut_for_people_and_whole_for_machines(

@@ -43,7 +43,7 @@ def test_an_attempt_is_named_by_its_number(store: Path, named: str) -> None:
 
 def test_a_path_is_the_file_or_the_folder_of_an_attempt_or_a_trial(store: Path, tmp_path: Path) -> None:
     path = fake_run(store, "s/000")
-    for named in (path, path.parent, path.parent.parent):
+    for named in (path, path.parent, path.parent.parent, store / "s"):
         assert find(str(named), tmp_path / "elsewhere").path == path
 
 

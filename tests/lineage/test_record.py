@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from fakes import FakeArm, FakeCluster, FakeDisplay, FakeEngine, FakeTracker, fake_size, fake_trial
+from records_fake import fake_input
 
 from sweeper.checkpoints import manifest
 from sweeper.clusters.base import Exit
@@ -218,6 +219,20 @@ def test_a_later_attempt_names_the_one_before_and_the_checkpoint_that_it_goes_on
         "lineage": str(bench.folder.trial("000") / "attempt-1" / "lineage.json"),
     }
     assert bench.record("000", 1)["parents"] == []
+
+
+def test_an_attempt_that_goes_on_with_other_data_says_so(
+    tmp_path: Path, repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path / "runs", [fake_trial(0, code=["lost", 0], steps=5)], repo)
+    with_manifest(bench.engine)
+    bench.cluster.start = _failing_early(bench.cluster)  # type: ignore[method-assign]
+    given = iter("ab")
+    monkeypatch.setattr(record.inputs, "of", lambda *_, **__: [fake_input("train", "/data/x", sha256=next(given) * 64)])
+    assert bench.run() == {"000": "finished"}
+    (said,) = [w for w in bench.warnings if "trained on" in w]
+    assert "000 goes on from what attempt-1 was trained on, but the content of its train input has changed" in said
+    assert "a" * 12 in said and "b" * 12 in said
 
 
 def _failing_early(cluster: FakeCluster) -> Any:

@@ -186,17 +186,25 @@ class TestAPlan:
                 "import sys, json, sweeper\nfrom pathlib import Path\n"
                 f"Path({str(tmp_path / 'called.json')!r}).write_text(json.dumps([sys.argv[1:], sweeper.__file__]))\n"
             )
-            code, again = reproduce.run(plan, name=None, store=tmp_path / "runs")
+            sweep = reproduce.named(plan.found, None, tmp_path / "runs")
+            code, again = reproduce.run(plan, sweep, store=tmp_path / "runs")
             assert (code, again) == (0, [])
             called, package = json.loads((tmp_path / "called.json").read_text())
             assert package == str(plan.code / "sweeper/__init__.py"), "not what is installed"
         assert "name=again-s-000" in called
         assert f"lineage.reproduces='{run.record}'" in called
 
-    def test_a_name_that_is_taken_is_refused(self, run: Run, tmp_path: Path) -> None:
-        (tmp_path / "runs/taken").mkdir(parents=True)
-        with reproduce.planned(run.found()) as plan, pytest.raises(RequestError, match="--name taken-2"):
-            reproduce.run(plan, name="taken", store=tmp_path / "runs")
+    @pytest.mark.parametrize("command", ["reproduce", "verify"])
+    def test_a_name_that_is_taken_or_is_a_path_is_refused_before_anything_else(
+        self, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(reproduce, "planned", None)
+        fake_run(tmp_path, "s/000")
+        (tmp_path / "taken").mkdir()
+        for name, said in (("taken", "--name taken-2"), ("../x", "--name=../x cannot name a folder")):
+            assert main([command, "s/000", "--name", name, "--store", str(tmp_path)]) == 2
+            assert said in capsys.readouterr().err
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["s", "taken"]
 
 
 class TestData:
@@ -274,7 +282,8 @@ class TestData:
             shutil.rmtree(repository / ".dvc/cache", ignore_errors=True)
         shutil.rmtree(tmp_path / "remote/files")
         why = reproduce._from_dvc(given, repository, commit, tmp_path / "gone/val.jsonl")
-        assert "DVC could not get it" in why
+        assert "DVC could not get it" in why and "No storage files available" in why, "in DVC's own words"
+        assert f"dvc --cd {repository} pull val.jsonl.dvc" in reproduce._altered(given, why).fix
 
     def test_what_is_built_is_compared_too(self, run: Run, tmp_path: Path) -> None:
         def other(document: dict[str, Any]) -> None:
@@ -361,6 +370,20 @@ class TestRefused:
 
         said = refusal(altered(run, tmp_path, other))
         assert "contradicts itself" in said and "optim.lr: 0.0002 -> 0.0001" in said
+
+    @pytest.mark.parametrize(
+        ("section", "change", "said"),
+        [
+            ("seeds", {"data.seed": 7}, "seeds.data.seed is 7, and by its identity and placement it is 1"),
+            ("environment", {"engine": {"name": "other", "version": "1", "commit": None}}, "environment.engine.name"),
+        ],
+    )
+    def test_what_a_record_says_twice_it_says_alike(
+        self, run: Run, tmp_path: Path, section: str, change: dict[str, Any], said: str
+    ) -> None:
+        found = altered(run, tmp_path, lambda document: document[section].update(change))
+        said_by = refusal(found)
+        assert said in said_by and "contradicts itself" in said_by and "MLflow" in said_by
 
     def test_overrides_that_do_not_compose_any_more(self, run: Run, tmp_path: Path) -> None:
         said = refusal(altered(run, tmp_path, lambda document: document["overrides"].append("trainer.nnode=1")))

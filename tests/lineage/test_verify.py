@@ -59,7 +59,12 @@ class TestExact:
         assert report.verdict == "pass" and "goes on to step 3" in report.why
 
     @pytest.mark.parametrize(
-        ("claim", "named"), [({"score": 0.99}, "result.score: 0.99"), ({"step": 30}, "result.step: 30")]
+        ("claim", "named"),
+        [
+            ({"score": 0.99}, "result.score: 0.99"),
+            ({"best_score": 0.99}, "result.best_score: 0.99"),
+            ({"step": 30}, "result.step: 30"),
+        ],
     )
     def test_a_result_that_its_own_metrics_do_not_have_fails(
         self, tmp_path: Path, claim: dict[str, Any], named: str
@@ -210,6 +215,18 @@ class TestTheCommand:
         assert main(["verify", "s/000", "--against", "t/000", "--json", *store]) == 1
         report = json.loads(capsys.readouterr().out)
         assert report["first"]["step"] == 3 and report["first"]["metric"] == "actor/loss"
+
+    def test_seeds_that_differ_fail_the_config_tier(self, tmp_path: Path) -> None:
+        a, b = run(tmp_path, "s/000"), run(tmp_path, "t/000", seeds={"seed": 2})
+        assert verify.against(a, run(tmp_path, "u/000"), "config").verdict == "pass"
+        report = verify.against(a, b, "config")
+        assert report.verdict == "fail" and report.why.startswith("seed")
+
+    def test_a_checkpoint_that_is_gone_is_said(self, tmp_path: Path) -> None:
+        gone = {"step": 2, "path": str(tmp_path / "gone/global_step_2"), "digest": "0" * 64, "bytes": 1, "files": 1}
+        a, b = run(tmp_path, "s/000", checkpoints=[gone]), run(tmp_path, "t/000")
+        report = verify.against(a, b, "exact")
+        assert report.verdict == "pass" and "step 2 is gone" in report.text()
 
     def test_one_run_is_not_enough_for_the_statistical_tier(self, tmp_path: Path) -> None:
         fake_run(tmp_path, "s/000")

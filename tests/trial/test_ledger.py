@@ -186,7 +186,7 @@ def test_a_reused_pid_is_not_taken_for_the_controller(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"not a database at all, but long enough to look like a file" * 20, b"SQLite format 3\x00" + b"\x01" * 4096],
+    [b"x", b"not a database at all, but long enough to look like a file" * 20, b"SQLite format 3\x00" + b"\x01" * 4096],
 )
 def test_a_damaged_ledger_is_a_clear_error(path: Path, content: bytes) -> None:
     path.write_bytes(content)
