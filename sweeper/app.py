@@ -10,15 +10,20 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from sweeper.errors import Problem, RequestError, SweeperError
 from sweeper.plan import render
 from sweeper.plan.plan import Plan, make, unlaunchable
-from sweeper.trial.records import to_json
+from sweeper.trial.records import SweepFolder, to_json
 
 
-def run(overrides: Sequence[str], *, resume: bool = False) -> int:
+def run(overrides: Sequence[str], *, resume: bool = False, before: Sequence[str] = ()) -> int:
     """Plan the request and, unless it says `plan=true`, run it.
+
+    Args:
+        resume: go on with the sweep of that name.
+        before: what it was asked for until now; said where a changed request is not even one.
 
     Returns:
         0 all wanted trials are done, 1 some trials failed or the sweep was stopped, 2 the request was wrong.
@@ -34,6 +39,8 @@ def run(overrides: Sequence[str], *, resume: bool = False) -> int:
             gc.enable()
         asked = bool(plan.settings["plan"])
         return _answer(plan, output, asked, resume)
+    except RequestError as error:
+        return report(_changed(error, overrides, before), output)
     except SweeperError as error:
         return report(error, output)
     except BrokenPipeError:
@@ -57,6 +64,29 @@ def _answer(plan: Plan, output: str, asked: bool, resume: bool) -> int:
     from sweeper.execute import execute
 
     return execute(plan, resume=resume)
+
+
+def _changed(error: RequestError, now: Sequence[str], before: Sequence[str]) -> RequestError:
+    """The error, after what was typed otherwise than the sweep was started with: that is what it is about."""
+    lines = [f"{line} -> {_again(line, now)}" for line in before if line not in now]
+    if not lines:
+        return error
+    name, store = (_again(f"{key}=", now).partition("=")[2] for key in ("name", "store"))
+    typed = SweepFolder(Path(store or "runs") / name).typed
+    said = "\n           ".join(lines)
+    first = Problem(
+        f"this is not the request that {name} was started with (then -> now):\n           {said}",
+        valid="the overrides that it was started with",
+        fix=f"sweeper resume {typed}   (or --fork NEW-NAME, where what is said below is no matter)",
+    )
+    made = RequestError([first, *error.problems])
+    made.left = error.left
+    return made
+
+
+def _again(line: str, now: Sequence[str]) -> str:
+    key = line.partition("=")[0].lstrip("+~")
+    return next((other for other in reversed(now) if other.partition("=")[0].lstrip("+~") == key), "(not typed)")
 
 
 def _lineage(plan: Plan) -> None:

@@ -6,6 +6,7 @@ Guarantees: reading commands (`plan`, `status`) change nothing; every error is a
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def resume(args: argparse.Namespace) -> int:
     if args.fork:
         return _request([*_without(typed, args.overrides), *args.overrides, f"name={args.fork}"], args.json)
     changed = [*_without(typed, args.overrides), *args.overrides]
-    return _request([*changed, f"name={args.name}"], args.json, resume=True)
+    return _request([*changed, f"name={args.name}"], args.json, resume=True, before=typed)
 
 
 def extend(args: argparse.Namespace) -> int:
@@ -331,9 +332,9 @@ def _store_there(args: argparse.Namespace) -> Path:
     return store
 
 
-def _request(overrides: list[str], as_json: bool, *, resume: bool = False) -> int:
+def _request(overrides: list[str], as_json: bool, *, resume: bool = False, before: Sequence[str] = ()) -> int:
     from sweeper import app
     from sweeper.config.hydra_app import initialized
 
     with initialized():
-        return app.run([*overrides, *(["output=json"] if as_json else [])], resume=resume)
+        return app.run([*overrides, *(["output=json"] if as_json else [])], resume=resume, before=before)

@@ -130,27 +130,41 @@ def test_a_sweep_whose_ledger_is_lost_is_not_taken_for_a_new_one(
     assert ledger.exists() == (loss != "missing"), "a second try is told the same"
 
 
+def started(store: Path, name: str, *typed: str) -> None:
+    """A sweep that was asked for and has run nothing."""
+    folder = SweepFolder.create(store, name, typed)
+    with initialized():
+        begun = execute._started(make(typed))
+    with contextlib.closing(Ledger.open(folder.path / "ledger.db", create=True)) as ledger:
+        ledger.append("sweep_started", data=begun)
+
+
+def test_a_resume_that_is_no_request_any_more_says_what_was_typed_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execute, "_run", never)
+    started(tmp_path, "s", "search=random", "lr=interval(1e-5,1e-3)", "search.trials=4")
+    assert main(["resume", "s", "lr=1e-4", "--store", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "lr=interval(1e-5,1e-3) -> lr=1e-4" in said and "--fork NEW-NAME" in said
+    assert f"sweeper resume s --store {tmp_path}" in said
+    assert said.index("->") < said.index("nothing to search")
+
+
 def test_a_sweep_is_extended_by_more_candidates_or_not_at_all(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(execute, "_run", never)
 
-    def started(name: str, *typed: str) -> None:
-        folder = SweepFolder.create(tmp_path, name, typed)
-        with initialized():
-            begun = execute._started(make(typed))
-        with contextlib.closing(Ledger.open(folder.path / "ledger.db", create=True)) as ledger:
-            ledger.append("sweep_started", data=begun)
-
     def extended(name: str, *words: str) -> str:
         assert main(["extend", name, *words, "--store", str(tmp_path)]) == 2
         return capsys.readouterr().err
 
-    started("random", "search=random", "lr=interval(1e-5,1e-3)", "search.trials=4")
+    started(tmp_path, "random", "search=random", "lr=interval(1e-5,1e-3)", "search.trials=4")
     fewer = extended("random", "--trials", "2")
     assert "has 4 candidates already" in fewer and "--trials) is the total" in fewer and "--trials 8" in fewer
     assert "asked for search.trials=4 already" in extended("random", "--trials", "4")
-    started("grid", "algorithm=grpo,rloo", "search=grid", "lr=choice(1e-4,2e-4,3e-4)")
+    started(tmp_path, "grid", "algorithm=grpo,rloo", "search=grid", "lr=choice(1e-4,2e-4,3e-4)")
     assert "6 candidates in 2 arms, and those are every point" in extended("grid", "--trials", "6")
     with pytest.raises(AssertionError, match="something was run"):
         main(["extend", "random", "--trials", "6", "--store", str(tmp_path)])
