@@ -68,11 +68,13 @@ CASES = {
     "whole_sweep": lambda: script.of_sweep(
         PLAIN,
         Gang(4, 8, 8),
-        ["/opt/venv/bin/python", "/home/a/sweep.py", "-m", "algorithm=grpo,ppo", "cluster=slurm"],
+        ["/opt/venv/bin/python", "-m", "sweeper.cli.main", "run", "algorithm=grpo,ppo", "cluster=slurm", "name=s"],
+        ["/opt/venv/bin/python", "-m", "sweeper.cli.main", "resume", "s", "--store", "runs"],
+        sweep=Path("/home/a/runs/s"),
         gpus=True,
         cpus=None,
         where=Path("/home/a"),
-        environment={},
+        environment={"PYTHONPATH": "/home/a/sweeper"},
     ),
 }
 

@@ -412,13 +412,15 @@ def test_what_the_partition_has_is_the_shape() -> None:
     assert (shape.nodes, shape.gpus_per_node, shape.launchable) == (2, 8, True)
 
 
-def test_a_whole_sweep_in_one_job_is_shown_as_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["sweep.py", "-m", "cluster=slurm", "plan=true"])
+@pytest.mark.parametrize("words", [["sweep.py", "-m"], ["/opt/venv/bin/sweeper", "plan"]])
+def test_a_whole_sweep_in_one_job_is_shown_as_a_script(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [*words, "cluster=slurm", "name=s", "~x", "plan=true", "--json"])
     shape = slurm.shape(config(slurm__mode="allocation", device="cuda", gpus_per_node=8))
     (note,) = shape.notes
     assert "sbatch sweep.sbatch" in note
     assert "#SBATCH --gres=gpu:8" in note
-    assert "sweep.py -m cluster=slurm &" in note  # without plan=true
+    assert "sweeper.cli.main run cluster=slurm name=s '~x' &" in note  # without plan=true
+    assert "sweeper.cli.main resume s --store runs &" in note
     with pytest.raises(RequestError, match="runs inside a job of Slurm's"):
         clusters.get(config(slurm__mode="allocation"), replace(shape, launchable=True))
 

@@ -6,8 +6,10 @@ jobs in one thread, `states` turns Slurm's words for an end into ours.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,18 +105,38 @@ def _too_much(config: Mapping[str, Any], settings: Settings, found: commands.Par
 
 
 def _how_to_submit(config: Mapping[str, Any], settings: Settings, gang: Gang) -> str:
-    """The script in which this very command runs as one job."""
-    words = [word for word in sys.argv[1:] if not word.startswith("plan=") and word != "--json"]
+    """The script in which the request that was typed runs as one job; it has a name, by which it goes on."""
+    typed = _overrides()
+    chosen = {key: value for key, _, value in (word.partition("=") for word in typed) if key in ("name", "store")}
+    name, store = chosen.get("name", time.strftime("sweep-%Y%m%d-%H%M%S")), chosen.get("store", "runs")
+    command = [sys.executable, "-m", "sweeper.cli.main"]
     text = script.of_sweep(
         settings,
         gang,
-        [sys.executable, str(Path(sys.argv[0]).resolve()), *words],
+        [*command, "run", *typed, *([] if "name" in chosen else [f"name={name}"])],
+        [*command, "resume", name, "--store", store],
+        sweep=Path.cwd() / store / name,
         gpus=config["device"] == "cuda",
         cpus=settings.cpus_per_node,
         where=Path.cwd(),
-        environment={},
+        environment=_importable(),
     )
     return f"submit the whole sweep as one job: save this as sweep.sbatch, then `sbatch sweep.sbatch`\n\n{text}"
+
+
+def _overrides() -> list[str]:
+    """What was typed of the request, to sweep.py or to `sweeper plan`, but for that it be planned only."""
+    words = (word for word in sys.argv[1:] if "=" in word or word.startswith("~"))
+    return [word for word in words if not word.startswith(("-", "plan="))]
+
+
+def _importable() -> dict[str, str]:
+    """What the interpreter needs to find this package from any folder, as an installed one is found."""
+    root = Path(__file__).parents[3]
+    if root.name == "site-packages":
+        return {}
+    others = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": os.pathsep.join([str(root), *([others] if others else [])])}
 
 
 def open(config: Mapping[str, Any], shape: Shape) -> Cluster:
@@ -134,8 +156,7 @@ def open(config: Mapping[str, Any], shape: Shape) -> Cluster:
 
     inside = allocation()
     if inside is None:
-        overrides = [word for word in sys.argv[1:] if "=" in word and not word.startswith(("plan=", "-"))]
-        command = shlex.join(["python", "sweep.py", "-m", *overrides, "plan=true"])
+        command = shlex.join(["python", "sweep.py", "-m", *_overrides(), "plan=true"])
         raise RequestError(
             Problem(
                 "cluster.slurm.mode=allocation: the sweep runs inside a job of Slurm's, and this is none",

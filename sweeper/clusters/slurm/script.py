@@ -174,8 +174,10 @@ def in_container(command: Sequence[str], image: str | None, settings: Settings, 
 def of_sweep(
     settings: Settings,
     gang: Gang,
-    command: Sequence[str],
+    start: Sequence[str],
+    resume: Sequence[str],
     *,
+    sweep: Path,
     gpus: bool,
     cpus: int | None,
     where: Path,
@@ -186,7 +188,9 @@ def of_sweep(
     Args:
         settings: `cluster.slurm`.
         gang: the allocation: what all trials together may hold.
-        command: the sweep's own command line.
+        start: the command that starts the sweep.
+        resume: the command that goes on with it.
+        sweep: its folder; once that is there it is gone on with.
         gpus: whether a rank is a GPU.
         cpus: cores a node; None: all of them.
         where: the folder in which the command is run.
@@ -208,11 +212,15 @@ def of_sweep(
     setup = "".join(f"{line}\n" for line in settings.setup)
     return f"""#!/bin/bash
 # A whole sweep inside one Slurm allocation: its trials are steps of this job.
-# Submit it again after its time is over: the same command goes on where it stopped.
+# Submit it again after its time is over: it goes on where it stopped.
 {header}
 set -u
 {setup}{exports}
-{_words(command)} &
+if [ -e {shlex.quote(str(sweep / "sweep.json"))} ]; then
+  {_words(resume)} &
+else
+  {_words(start)} &
+fi
 sweep=$!
 trap 'kill -INT "$sweep"' TERM # {settings.lead_s} s before the time limit: stop gently, resumable
 while :; do

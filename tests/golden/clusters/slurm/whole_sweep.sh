@@ -1,6 +1,6 @@
 #!/bin/bash
 # A whole sweep inside one Slurm allocation: its trials are steps of this job.
-# Submit it again after its time is over: the same command goes on where it stopped.
+# Submit it again after its time is over: it goes on where it stopped.
 #SBATCH --job-name=sweep
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
@@ -16,8 +16,13 @@
 #SBATCH --output=sweep-%j.log
 #SBATCH --chdir=/home/a
 set -u
+export PYTHONPATH=/home/a/sweeper
 
-/opt/venv/bin/python /home/a/sweep.py -m algorithm=grpo,ppo cluster=slurm &
+if [ -e /home/a/runs/s/sweep.json ]; then
+  /opt/venv/bin/python -m sweeper.cli.main resume s --store runs &
+else
+  /opt/venv/bin/python -m sweeper.cli.main run algorithm=grpo,ppo cluster=slurm name=s &
+fi
 sweep=$!
 trap 'kill -INT "$sweep"' TERM # 60 s before the time limit: stop gently, resumable
 while :; do
