@@ -139,6 +139,10 @@ def test_a_node_that_dies_costs_the_steps_since_the_last_checkpoint_and_nothing_
             assert there[step].get(key) == values.get(key), (step, key)
 
 
+def state(real: slurm_cluster.Slurm, job: str) -> str:
+    return next(said for number, said, _ in real.jobs() if number == job)
+
+
 @pytest.mark.long
 def test_a_whole_sweep_in_one_job(real: slurm_cluster.Slurm, tmp_path: Path) -> None:
     """The script that plan=true shows, submitted as it is; and again, when all is done."""
@@ -152,9 +156,9 @@ def test_a_whole_sweep_in_one_job(real: slurm_cluster.Slurm, tmp_path: Path) -> 
     path = tmp_path / "sweep.sbatch"
     path.write_text(shown.stdout[shown.stdout.index("#!/bin/bash") :].partition("\ndone\n")[0] + "\ndone\n")
     for _ in range(2):
-        real.run("sbatch", f"--output={tmp_path}/sweep.log", str(path))
-        real.wait(lambda: real.jobs()[0][1] not in ("PENDING", "RUNNING", "COMPLETING"), 1500)
-        assert real.jobs()[0][1] == "COMPLETED", (tmp_path / "sweep.log").read_text()
+        number = real.run("sbatch", "--parsable", f"--output={tmp_path}/sweep.log", str(path)).strip()
+        real.wait(lambda job=number: state(real, job) not in ("PENDING", "RUNNING", "COMPLETING"), 1500)  # type: ignore[misc]
+        assert state(real, number) == "COMPLETED", (tmp_path / "sweep.log").read_text()
     assert len([*(tmp_path / "runs" / "s").glob("trials/*/attempt-*")]) == 2
     trials = sorted((tmp_path / "runs" / "s" / "trials").iterdir())
     assert [list(steps(trial / "attempt-1")) for trial in trials] == [[1, 2], [1, 2]]
