@@ -75,7 +75,7 @@ def fake_sweep(folder: Path) -> str:
     best = (0.0, "", Path())
     grid = [(a, lr, kl) for a in ("grpo", "ppo") for lr in (5e-5, 2e-4, 1e-3) for kl in (0.0, 0.01)]
     for number, (arm, lr, kl) in enumerate(grid):
-        trial, tp = f"{number:03d}", 1 + number // 2 % 2
+        trial, tp = f"{number:03d}", 1 + (number + number // 2) % 2  # not the order of lr or kl
         attempt = sweep / "trials" / trial / "attempt-1"
         attempt.mkdir(parents=True)
         label = f"lr={lr:g} kl={kl:g}"

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from trained import place
 
 from sweeper.config import compose, hydra_app
+
+__all__ = ["place"]
 
 # No time limit for an example: the first may import MLflow. In CI the same examples every time, so that a red run can
 # be had again; on a developer's machine new ones.
@@ -18,7 +21,16 @@ settings.register_profile("ours", deadline=None, derandomize=bool(os.environ.get
 settings.load_profile("ours")
 
 
-LONGEST = ("test_kill", "test_slurm_cluster", "test_dvc", "test_ray_launcher", "test_cluster", "test_doctor")
+LONGEST = (
+    "test_kill",
+    "test_dstack",
+    "test_rules",
+    "test_slurm_cluster",
+    "test_dvc",
+    "test_cluster",
+    "test_doctor",
+    "test_ray_launcher",
+)
 """Files that take minutes; they go first, lest one process is left alone with the last of them."""
 
 

@@ -205,7 +205,6 @@ def test_an_unknown_recipe_is_refused(capsys: pytest.CaptureFixture[str], tmp_pa
     assert "no recipe" in json.loads(capsys.readouterr().out.splitlines()[-1])["message"]
 
 
-@pytest.mark.real
 def test_the_tiny_model_is_made_and_its_folder_speaks_for_itself(tmp_path: Path) -> None:
     from sweeper.models import facts
 

@@ -1,4 +1,4 @@
-"""cluster=dstack: what dstack is given, and how its server's answers are read. Those marked real ask dstack itself: its
+"""cluster=dstack: what dstack is given, and how its server's answers are read. The last ones ask dstack itself: its
 parser and its server, which runs here without a backend, so that a task can be planned, submitted, refused and stopped,
 and never gets a node.
 """
@@ -269,7 +269,6 @@ def test_what_a_task_runs_on_a_node_is_an_attempt_that_ends_by_itself_or_by_the_
 # -- dstack itself
 
 
-@pytest.mark.real
 def test_dstacks_own_parser_takes_every_file() -> None:
     names = [*FILES, "fleet"]
     found = dict(zip(names, real_dstack.parsed(*map(text, names)), strict=True))
@@ -316,7 +315,6 @@ def start(tmp_path: Path, *overrides: str) -> tuple[dstack.DstackCluster, queued
     return cluster, attempt
 
 
-@pytest.mark.real
 def test_the_servers_plan_is_one_gang_of_the_nodes_and_gpus(at: server.Server) -> None:
     given = made(2, 8, VOLUMES, *OFFLINE)
     plan = at.plan(task.filled(given, dict.fromkeys(["SWEEPER_GANG_TOKEN", "HF_TOKEN", "WANDB_API_KEY"], "x")))
@@ -329,7 +327,6 @@ def test_the_servers_plan_is_one_gang_of_the_nodes_and_gpus(at: server.Server) -
         assert spec["env"]["HF_TOKEN"] == "x"
 
 
-@pytest.mark.real
 def test_a_task_that_waits_for_nodes_says_so_and_can_be_stopped(
     at: server.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,7 +347,6 @@ def test_a_task_that_waits_for_nodes_says_so_and_can_be_stopped(
     assert run is not None and run.over
 
 
-@pytest.mark.real
 def test_a_task_that_may_not_wait_fails_at_launch_and_says_why(at: server.Server, tmp_path: Path) -> None:
     _, attempt = start(tmp_path, "cluster.dstack.wait=null")
     end = attempt.wait(600)
@@ -359,7 +355,6 @@ def test_a_task_that_may_not_wait_fails_at_launch_and_says_why(at: server.Server
     assert json.loads((attempt.folder / "exit.json").read_text())["reason"] == "launch"
 
 
-@pytest.mark.real
 def test_what_the_server_refuses_fails_at_launch_in_its_words(at: server.Server, tmp_path: Path) -> None:
     _, attempt = start(tmp_path, "cluster.dstack.task={user: root, max_prise: 30}")
     end = attempt.wait(600)
@@ -367,7 +362,6 @@ def test_what_the_server_refuses_fails_at_launch_in_its_words(at: server.Server,
     assert "max_prise" in end.detail
 
 
-@pytest.mark.real
 def test_a_wrong_token_and_a_fleet_that_is_not_there_are_told_before_anything_is_started(
     at: server.Server, running: real_dstack.Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

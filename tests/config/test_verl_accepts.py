@@ -19,7 +19,6 @@ COMMON = [
 ]
 
 
-@pytest.mark.real
 @pytest.mark.parametrize(
     "lines",
     [

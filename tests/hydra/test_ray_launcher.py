@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from trained import Place, overrides
 
 from sweeper.search import stopping
 from sweeper.trial.ledger import Ledger
@@ -68,20 +69,17 @@ def test_a_wrong_request_ends_with_2_and_says_what_is_wrong(tmp_path: Path) -> N
 
 
 @pytest.mark.real
-def test_the_same_trials_with_the_same_records(tmp_path: Path) -> None:
-    one = ["cluster.device=cpu", "trainer.total_training_steps=1", "trainer.test_freq=1", "trainer.save_freq=-1"]
-    both = [*one, "data.val_max_samples=16", "algorithm=grpo,rloo", "name=s", "tracking=none"]
-    plain, ray = tmp_path / "plain", tmp_path / "ray"
-    plain.mkdir(), ray.mkdir()
-    direct = sweep(plain, *both)
-    assert direct.returncode == 0, direct.stdout + direct.stderr
-    through = sweep(ray, *RAY, *both)
+def test_the_same_trials_with_the_same_records(place: Place) -> None:
+    """As those of the plain request, made by the same clone."""
+    request = [*overrides("grpo,rloo"), "name=ray", "cluster.device=cpu", "tracking=none"]
+    through = place.run(str(place.clone / "sweep.py"), "-m", *RAY, *request)
     assert through.returncode == 0, through.stdout + through.stderr
-    assert sorted(p.name for p in (ray / "runs").iterdir() if p.is_dir()) == ["s-000", "s-001"]
-    for number in ("000", "001"):
-        expected = trial(plain / "runs" / "s", number)
+    runs = place.folder / "runs"
+    assert sorted(p.name for p in runs.glob("ray-*") if p.is_dir()) == ["ray-000", "ray-001"]
+    for number, algorithm in enumerate(("grpo", "rloo")):
+        expected = trial(runs / "first", place.trial(algorithm).name)
         assert expected["state"] == "finished"
-        assert trial(ray / "runs" / f"s-{number}", "000") == expected
+        assert trial(runs / f"ray-{number:03}", "000") == expected
 
 
 def _interruptible() -> None:

@@ -104,7 +104,6 @@ def skeleton(model: str, folder: Path) -> Path:
     return folder / model
 
 
-@pytest.mark.real
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
 @pytest.mark.parametrize("cluster, ranks", [("node_8gpu", (1, 8)), ("two_nodes_8gpu", (2, 8))])
 def test_verl_accepts_every_gpu_model(algorithm: str, cluster: str, ranks: tuple[int, int], tmp_path: Path) -> None:

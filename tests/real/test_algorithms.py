@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from trained import ALGORITHMS, HALF, STEPS, Place, overrides
 
 from sweeper.checkpoints import manifest
 
@@ -18,9 +17,6 @@ import launch
 
 pytestmark = pytest.mark.real
 
-STEPS = 4
-HALF = STEPS // 2
-ALGORITHMS = ("grpo", "ppo", "rloo", "reinforce_plus_plus", "remax")
 # In CI, PPO's is shown by test_fork.py, where it passes a torn checkpoint over.
 RESUMED = [a if a == "grpo" else pytest.param(a, marks=pytest.mark.long) for a in ALGORITHMS]
 VARIANTS = ["dapo", "gspo", "dr_grpo", "reinforce_plus_plus_baseline", "opo"]
@@ -28,31 +24,10 @@ VARIANTS = ["dapo", "gspo", "dr_grpo", "reinforce_plus_plus_baseline", "opo"]
 Trained = dict[str, launch.Run]
 
 
-def overrides(algorithms: str, *more: str, steps: int = STEPS) -> list[str]:
-    return [
-        f"algorithm={algorithms}",
-        "kl=0.01",  # brings the reference model in
-        "data.val_max_samples=64",
-        f"trainer.total_training_steps={steps}",
-        f"trainer.save_freq={HALF}",
-        f"trainer.test_freq={HALF}",
-        "trainer.max_actor_ckpt_to_keep=null",
-        "trainer.max_critic_ckpt_to_keep=null",
-        *more,
-    ]
-
-
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
-    """Each algorithm's run, all of them in one sweep."""
-    folder = tmp_path_factory.mktemp("algorithms")
-    request = [*overrides(",".join(ALGORITHMS)), "cluster.device=cpu", "tracking=none", "name=s"]
-    command = [sys.executable, str(Path(__file__).resolve().parents[2] / "sweep.py"), "-m", *request]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1500, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    trials = [folder / "runs/s/trials" / f"{number:03}" for number in range(len(ALGORITHMS))]
-    yield {name: launch.read(trial) for name, trial in zip(ALGORITHMS, trials, strict=True)}
-    shutil.rmtree(folder)
+def trained(place: Place) -> Trained:
+    """Each algorithm's run."""
+    return {name: launch.read(place.trial(name)) for name in ALGORITHMS}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from trained import HALF, STEPS, Place, overrides
 
 from sweeper import engines
 from sweeper.engines.base import Saved
@@ -17,32 +18,20 @@ import launch
 
 pytestmark = pytest.mark.real
 
-STEPS, HALF = 4, 2
 LR, KL = 2e-4, 0.01
-
-
-def overrides(algorithm: str, lr: float, kl: float) -> list[str]:
-    return [
-        f"algorithm={algorithm}",
-        f"lr={lr}",
-        f"kl={kl}",
-        *(["critic.optim.lr=" + str(5 * lr)] if algorithm == "ppo" else []),
-        "data.val_max_samples=64",
-        f"trainer.total_training_steps={STEPS}",
-        f"trainer.save_freq={HALF}",
-        f"trainer.test_freq={STEPS}",
-        "trainer.val_before_train=false",
-        "trainer.max_actor_ckpt_to_keep=null",
-        "trainer.max_critic_ckpt_to_keep=null",
-    ]
+"""The donor's: the tiny model's own rate, and what is asked for."""
 
 
 @pytest.fixture(scope="module", params=[pytest.param("grpo", marks=pytest.mark.long), "ppo"])
-def donor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, launch.Run]:
-    folder = tmp_path_factory.mktemp(request.param)
-    run = launch.run(folder / "attempt", *overrides(request.param, LR, KL))
-    assert run.code == 0, run.log[-4000:]
-    return request.param, run
+def donor(request: pytest.FixtureRequest, place: Place) -> tuple[str, launch.Run]:
+    return request.param, launch.read(place.trial(request.param))
+
+
+def other_rates(algorithm: str) -> list[str]:
+    """The donor's request, at ten times its rate and twenty times its KL coefficient."""
+    same = [line for line in overrides(algorithm) if line != f"kl={KL}"]
+    critic = [f"critic.optim.lr={50 * LR}"] if algorithm == "ppo" else []
+    return [*same, "trainer.val_before_train=false", f"lr={10 * LR}", f"kl={20 * KL}", *critic]
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -57,7 +46,7 @@ def test_a_fork_goes_on_with_the_donors_weights_and_its_own_rates(
     saved = Saved(HALF, run.checkpoints / f"global_step_{HALF}")
     (tmp_path / "checkpoints").mkdir()
     engines.get("verl").adopt(saved, tmp_path / "checkpoints")
-    fork = launch.run(tmp_path / "attempt", *overrides(algorithm, 10 * LR, 20 * KL))
+    fork = launch.run(tmp_path / "attempt", *other_rates(algorithm))
     assert fork.code == 0, fork.log[-4000:]
 
     steps = [step for step, _ in fork.series("actor/pg_loss")]
@@ -86,7 +75,7 @@ def test_a_torn_checkpoint_is_passed_over_and_the_rest_is_the_uninterrupted_run(
     shutil.copytree(run.checkpoints, tmp_path / "checkpoints")
     torn = tmp_path / f"checkpoints/global_step_{STEPS}/actor/optim_world_size_1_rank_0.pt"
     torn.write_bytes(torn.read_bytes()[:-100])
-    resumed = launch.run(tmp_path / "attempt", *overrides(algorithm, LR, KL))
+    resumed = launch.run(tmp_path / "attempt", *overrides(algorithm, "trainer.val_before_train=false"))
     assert resumed.code == 0, resumed.log[-4000:]
     expected, got = run.by_step(), resumed.by_step()
     assert sorted(got) == list(range(HALF + 1, STEPS + 1))

@@ -4,67 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import statistics
 import subprocess
-import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from trained import STEPS, Place
 
 pytestmark = pytest.mark.real
 
-ROOT = Path(__file__).resolve().parents[2]
 TRIALS = {"000": "grpo", "001": "ppo"}
-SHORT = ["trainer.total_training_steps=2", "trainer.test_freq=2", "trainer.save_freq=2", "data.val_max_samples=64"]
 
 
-@dataclass(frozen=True)
-class Place:
-    """A fresh clone, a folder to work in beside it, and the runs that were made there."""
-
-    clone: Path
-    folder: Path
-
-    def sweeper(self, *arguments: str, timeout: float = 1500) -> subprocess.CompletedProcess[str]:
-        """The command, of the clone, whatever is installed."""
-        return subprocess.run(
-            [sys.executable, "-m", "sweeper.cli.main", *arguments],
-            cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": str(self.clone), "SWEEPER_RUNTIME": str(self.folder.parent / "ranks")},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-
-    def attempt(self, name: str) -> Path:
-        sweep, _, trial = name.partition("/")
-        return self.folder / "runs" / sweep / "trials" / trial / "attempt-1"
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """GRPO and PPO, two steps each, trained by a clone of this repository as it lies, changes included."""
-    at = tmp_path_factory.mktemp("verify")
-    clone, folder = at / "clone", at / "elsewhere"
-    folder.mkdir()
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
-    changed = subprocess.run(
-        ["git", "-C", str(ROOT), "diff", "--binary", "HEAD"], capture_output=True, check=True
-    ).stdout
-    if changed:
-        subprocess.run(["git", "-C", str(clone), "apply", "--binary"], input=changed, check=True)
-    (clone / "untracked.txt").write_text("so that there is a patch\n")
-    made = Place(clone, folder)
-    done = made.sweeper("run", "algorithm=grpo,ppo", *SHORT, "name=first", "cluster.device=cpu", "tracking=none")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    yield made
-    shutil.rmtree(at, ignore_errors=True)
+def attempt(place: Place, name: str) -> Path:
+    """The first attempt of `SWEEP/TRIAL`."""
+    sweep, _, trial = name.partition("/")
+    return place.folder / "runs" / sweep / "trials" / trial / "attempt-1"
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +29,7 @@ def verified(place: Place) -> dict[str, tuple[bytes, subprocess.CompletedProcess
     """Trial -> its record and what `verify` said of it; both are run at once, as two people would."""
 
     def verify(trial: str) -> tuple[bytes, subprocess.CompletedProcess[str]]:
-        record = place.attempt(f"first/{trial}") / "lineage.json"
+        record = attempt(place, f"first/{trial}") / "lineage.json"
         before = record.read_bytes()
         return before, place.sweeper("verify", str(record), "--json", "--name", f"again-{trial}")
 
@@ -86,11 +43,11 @@ def test_a_trial_is_the_same_to_the_last_bit_when_it_is_rebuilt_from_its_record(
 ) -> None:
     before, done = verified[trial]
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    record = place.attempt(f"first/{trial}") / "lineage.json"
+    record = attempt(place, f"first/{trial}") / "lineage.json"
     assert f"algorithm={TRIALS[trial]}" in json.loads(before)["overrides"]
     report = json.loads(done.stdout)
     assert (report["verdict"], report["tier"]) == ("pass", "exact")
-    assert report["steps"] == 3 and report["values"] > 100, "step 0, the validation before training, and two steps"
+    assert report["steps"] == STEPS + 1 and report["values"] > 200, "step 0, the validation before training, and four"
     assert record.read_bytes() == before
     again = json.loads(Path(report["lineage"]).read_text())
     first = json.loads(before)
@@ -107,7 +64,7 @@ def test_a_trial_is_the_same_to_the_last_bit_when_it_is_rebuilt_from_its_record(
 def test_one_flipped_value_fails_and_is_named(place: Place, tmp_path: Path) -> None:
     """Judged against the other run that is there, so that nothing is trained again."""
     forged = tmp_path / "forged"
-    shutil.copytree(place.attempt("first/000"), forged)
+    shutil.copytree(attempt(place, "first/000"), forged)
     lines = [json.loads(line) for line in (forged / "metrics.jsonl").read_text().splitlines()]
     at = next(line for line in lines if line["step"] == 2 and "actor/entropy" in line["data"])
     at["data"]["actor/entropy"] += 1e-12
@@ -127,24 +84,26 @@ def test_the_statistical_tier_trains_other_seeds_and_judges_the_score_by_their_s
     assert report["interval"] == pytest.approx([mean - half, mean + half])
     within = mean - half <= report["score"] <= mean + half
     assert (report["verdict"], done.returncode) == (("pass", 0) if within else ("fail", 1))
-    assert report["score"] == json.loads((place.attempt("first/000") / "lineage.json").read_text())["result"]["score"]
+    assert report["score"] == json.loads((attempt(place, "first/000") / "lineage.json").read_text())["result"]["score"]
     trials = [name.split("/")[1] for name in report["scores"]]
-    records = [place.attempt(f"spread/{trial}") / "lineage.json" for trial in trials]
+    records = [attempt(place, f"spread/{trial}") / "lineage.json" for trial in trials]
     seeds = {json.loads(path.read_text())["seeds"]["seed"] for path in records}
     assert len(seeds) == 3 and 1 not in seeds, "none is the recorded run's own"
 
 
 def test_one_flipped_byte_in_a_checkpoint_fails_and_is_named(place: Place) -> None:
-    weights = next((place.attempt("first/000").parent / "checkpoints").glob("global_step_2/actor/model_*.pt"))
-    content = bytearray(weights.read_bytes())
-    content[len(content) // 2] ^= 1
-    weights.write_bytes(content)
+    weights = next((attempt(place, "first/000").parent / "checkpoints").glob("global_step_2/actor/model_*.pt"))
+    content = weights.read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    weights.write_bytes(flipped)
     done = place.sweeper("verify", "first/000")
+    weights.write_bytes(content)
     assert done.returncode == 1 and weights.name in done.stdout, done.stdout + done.stderr
 
 
 def test_one_flipped_byte_in_data_is_refused_before_anything_is_run(place: Place, tmp_path: Path) -> None:
-    record = json.loads((place.attempt("first/001") / "lineage.json").read_text())
+    record = json.loads((attempt(place, "first/001") / "lineage.json").read_text())
     train = next(row for row in record["inputs"] if row["role"] == "train")
     built = Path(train["path"]).parent
     cache = tmp_path / "cache"
@@ -156,15 +115,7 @@ def test_one_flipped_byte_in_data_is_refused_before_anything_is_run(place: Place
     content = bytearray((cache / built.name / "train.parquet").read_bytes())
     content[len(content) // 2] ^= 1
     (cache / built.name / "train.parquet").write_bytes(content)
-    done = subprocess.run(
-        [sys.executable, "-m", "sweeper.cli.main", "verify", "first/001", "--name", "never"],
-        cwd=place.folder,
-        env={**os.environ, "PYTHONPATH": str(place.clone), "SWEEPER_CACHE": str(cache)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    done = place.sweeper("verify", "first/001", "--name", "never", SWEEPER_CACHE=str(cache))
     assert done.returncode == 2, done.stdout + done.stderr
     assert "train" in done.stderr and train["sha256"] in done.stderr
     assert not (place.folder / "runs/never").exists()

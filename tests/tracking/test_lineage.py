@@ -265,7 +265,6 @@ def test_a_file_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(models(store)) == 2
 
 
-@pytest.mark.real  # starts a server
 def test_a_server_has_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It refuses a version whose source is not within its model, which a database does not."""
     monkeypatch.chdir(tmp_path)

@@ -261,7 +261,6 @@ def server(tmp_path: Path) -> Iterator[Server]:
     yield Server(tmp_path)
 
 
-@pytest.mark.real  # starts a server twice: half a minute on an idle machine
 def test_a_server_read_back_through_a_crash_of_it(server: Server, tmp_path: Path) -> None:
     """Half of the steps, the server is killed, the rest, the server is back: everything is there, in order."""
     odd = {"odd": float("nan"), "big": float("inf")}

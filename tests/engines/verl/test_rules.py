@@ -250,7 +250,6 @@ json.dump(answers, open(sys.argv[2], "w"))
 """
 
 
-@pytest.mark.real
 def test_what_verl_refuses_is_refused(tmp_path: Path) -> None:
     more: list[list[str]] = [
         [*SEVEN, *FIXED, "critic.ppo_micro_batch_size=3", "algorithm=ppo"],
