@@ -69,17 +69,16 @@ def test_a_wrong_request_ends_with_2_and_says_what_is_wrong(tmp_path: Path) -> N
 
 
 @pytest.mark.real
-def test_the_same_trials_with_the_same_records(place: Place) -> None:
-    """As those of the plain request, made by the same clone."""
-    request = [*overrides("grpo,rloo"), "name=ray", "cluster.device=cpu", "tracking=none"]
+def test_the_same_trials_with_the_same_records(place: Place, tmp_path: Path) -> None:
+    """As those of the plain request, made by the same clone; in a store of its own, where nothing can be reused."""
+    request = [*overrides("grpo,rloo"), f"store={tmp_path}", "name=s", "cluster.device=cpu", "tracking=none"]
     through = place.run(str(place.clone / "sweep.py"), "-m", *RAY, *request)
     assert through.returncode == 0, through.stdout + through.stderr
-    runs = place.folder / "runs"
-    assert sorted(p.name for p in runs.glob("ray-*") if p.is_dir()) == ["ray-000", "ray-001"]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["s-000", "s-001"]
     for number, algorithm in enumerate(("grpo", "rloo")):
-        expected = trial(runs / "first", place.trial(algorithm).name)
+        expected = trial(place.folder / "runs" / "first", place.trial(algorithm).name)
         assert expected["state"] == "finished"
-        assert trial(runs / f"ray-{number:03}", "000") == expected
+        assert trial(tmp_path / f"s-{number:03}", "000") == expected
 
 
 def _interruptible() -> None:
