@@ -75,7 +75,7 @@ def test_experiments_and_the_queue(tmp_path: Path) -> None:
     checkout.dvc("exp", "run", "--queue", "-n", "queued", "-S", "algorithm=rloo", "-S", "evaluate.seeds=1")
     checkout.dvc("queue", "start")
     try:
-        _until(lambda: "Success" in checkout.dvc("queue", "status"), 200)
+        _until(lambda: "Success" in checkout.dvc("queue", "status"), 900)
     finally:
         checkout.dvc("queue", "stop", "--kill")
     assert len(list((checkout.path / "runs").glob("pipeline-*"))) == 2
@@ -109,7 +109,7 @@ def _killed_in_the_sweep(checkout: Checkout) -> None:
         start_new_session=True,
     )
     try:
-        _until(lambda: bool(list(checkout.path.glob("runs/pipeline-*/trials/*/attempt-1/metrics.jsonl"))), 300)
+        _until(lambda: bool(list(checkout.path.glob("runs/pipeline-*/trials/*/attempt-1/metrics.jsonl"))), 900)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
