@@ -6,7 +6,8 @@
     a trial   `Recorder.started` and `Recorder.ended`, on the whole config of the default trial
     hashing   a file and a folder of 64 files, MiB/s, never seen before; and again, seen
 
-What MLflow takes is not in here: overhead.py has it, as the difference of two of its systems. Prints medians, and processor time, which a busy machine changes less.
+What MLflow takes is not in here: overhead.py has it, as the difference of two of its systems. Prints medians, and
+processor time, which a busy machine changes less.
 
     python benchmarks/lineage.py [--trials 200] [--repeats 5] [OVERRIDE...]
 """
