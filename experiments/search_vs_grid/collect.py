@@ -16,7 +16,7 @@ from typing import Any
 from sweeper.trial.ledger import Ledger
 
 HERE = Path(__file__).parent
-SWEEPS = ("grid", "tpe", "tpe_known", "tpe_2", "tpe_3")
+SWEEPS = ("grid", "tpe", "tpe_known", "tpe_2")
 FIELDS = ("sweep", "trial", "lr", "kl", "state", "reason", "steps", "final_score", "best_score")
 
 
