@@ -23,7 +23,13 @@ def root() -> Path:
     """`$SWEEPER_CACHE`, else `$XDG_CACHE_HOME/sweeper`, else `~/.cache/sweeper`; absolute, perhaps not there yet."""
     own = os.environ.get("SWEEPER_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(own or f"{base}/sweeper").expanduser().absolute()
+    return _expanded(own or f"{base}/sweeper", os.environ.get("HOME")).absolute()
+
+
+@lru_cache(maxsize=8)
+def _expanded(path: str, _home: str | None) -> Path:
+    """A plan asks ten times for a trial, and a path takes long to make."""
+    return Path(path).expanduser()
 
 
 def folder(cache_root: Path, kind: str, spec: Mapping[str, Any]) -> Path:

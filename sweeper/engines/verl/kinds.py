@@ -15,6 +15,7 @@ from sweeper.engines.base import Config
 from sweeper.engines.verl.base_config import load
 from sweeper.errors import Problem, section_replaced
 
+_EMPTY: dict[str, Any] = {}
 NAMES = {"lr": "a rate above 0, as 1e-6", "tp": "a whole number from 1", "seed": "a whole number"}
 
 
@@ -30,11 +31,12 @@ def sections(config: Config) -> list[Problem]:
 
 def _replaced(sections: Mapping[str, Any], ours: Mapping[str, Any], prefix: str) -> Iterator[Problem]:
     for name, below in sections.items():
-        value, key = ours.get(name, {}), f"{prefix}{name}"
-        if isinstance(value, dict):
-            yield from _replaced(below, value, f"{key}.")
-        else:
+        value = ours.get(name, _EMPTY)
+        if not isinstance(value, dict):
+            key = f"{prefix}{name}"
             yield section_replaced(key, value, f"{key}.<key>=...")
+        elif below and value:  # nothing else to look at: this runs for every trial, and most sections have none in them
+            yield from _replaced(below, value, f"{prefix}{name}.")
 
 
 @lru_cache
