@@ -88,6 +88,7 @@ def planned(found: Found, *, here: bool = False, seeds: Sequence[int] = (), stri
     Raises:
         RequestError: It cannot be reproduced; what is missing, what was recorded and the next command.
     """
+    _sound(found)
     _own_start(found)
     with tree.rebuilt(found, here=here) as code:
         python = str((found.document["config"].get("engine") or {}).get("python") or sys.executable)
@@ -285,7 +286,6 @@ def _same_identity(found: Found, answer: Mapping[str, Any], inputs: Set[str]) ->
     Raises:
         RequestError: it is another one; with the leaves that differ.
     """
-    _sound(found)
     if answer["trials"] != 1:
         raise RequestError(Problem(f"the overrides of {found.name} give {answer['trials']} trials", key="overrides"))
     recorded, composed = str(found.document["fingerprint"]), str(answer["fingerprint"])
@@ -432,7 +432,7 @@ def content(path: Path) -> str | None:
 def _from_dvc(given: Mapping[str, Any], root: Path, commit: str, target: Path) -> str:
     """Put what DVC has of an input at the target; why it could not be."""
     md5 = str(given["dvc"]["md5"])
-    repository = next((p for p in Path(given["dvc"]["path"]).parents if (p / ".dvc").is_dir()), root)
+    repository = _repository(Path(given["dvc"]["path"])) or root
     target.parent.mkdir(parents=True, exist_ok=True)
     cached = repository / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
     if cached.is_file():
@@ -467,10 +467,15 @@ def _altered(given: Mapping[str, Any], tried: str) -> Problem:
     )
 
 
+def _repository(kept: Path) -> Path | None:
+    """The DVC repository that a file lies in."""
+    return next((p for p in kept.parents if (p / ".dvc").is_dir()), None)
+
+
 def _pull(given: Mapping[str, Any]) -> str:
     """The command that brings an input from DVC's remote; DVC takes paths as of its repository only."""
     kept = Path(given["dvc"]["path"])
-    repository = next((p for p in kept.parents if (p / ".dvc").is_dir()), None)
+    repository = _repository(kept)
     if repository is None:
         return f"dvc pull {shlex.quote(str(kept))}"
     return f"dvc --cd {shlex.quote(str(repository))} pull {shlex.quote(str(kept.relative_to(repository)))}"

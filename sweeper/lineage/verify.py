@@ -340,7 +340,7 @@ def same_config(a: Found, b: Found) -> Report:
         "fingerprints": [a.document["fingerprint"], b.document["fingerprint"]],
         "differences": [c.as_dict() for c in (*changes, *data)],
     }
-    if a.document["fingerprint"] == b.document["fingerprint"] and not facts["differences"]:
+    if a.document["fingerprint"] == b.document["fingerprint"] and not (changes or data):
         return Report("config", a.name, "pass", f"the same fingerprint and inputs as {b.name}", facts)
     first = [*changes, *data]
     lines = tuple(f"  {line}" for line in diff.listed(first))
