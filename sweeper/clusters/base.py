@@ -60,6 +60,10 @@ class Attempt(Protocol):
         """Why it does not run yet, in the words of the queue that it waits in; empty once it runs, or was started."""
         ...
 
+    def silent(self) -> str:
+        """Which of its nodes are not heard from, and why, while it is not known to have ended; empty if all are."""
+        ...
+
     def stop(self, *, dump: bool = False) -> None:
         """Ask it to end: SIGTERM, then SIGKILL after a few seconds. Returns at once; may be called twice.
 
@@ -87,6 +91,10 @@ class Started(ABC):
 
     def waiting(self) -> str:
         """It was started at once."""
+        return ""
+
+    def silent(self) -> str:
+        """It is heard from."""
         return ""
 
     def wait(self, timeout_s: float | None = None) -> Exit:
@@ -119,6 +127,10 @@ class Ended:
 
     def waiting(self) -> str:
         """It waits for nothing."""
+        return ""
+
+    def silent(self) -> str:
+        """Nobody listens for it any more."""
         return ""
 
     def stop(self, *, dump: bool = False) -> None:

@@ -268,6 +268,11 @@ class GangAttempt(Started):
             self._ended = self._look(now)
         return self._ended
 
+    def silent(self) -> str:
+        """The nodes that the others of the gang lost: the attempt ends, and is over once their part has ended too."""
+        lost = [word.detail for _, word in sorted(self._last_words.items()) if word.reason == "lost" and word.detail]
+        return "" if self._ended or self._asked else "; ".join(dict.fromkeys(lost))
+
     def _look(self, now: float) -> Exit | None:
         nodes = self._read()
         if not nodes or len(self._last_words) < nodes:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from sweeper import clusters
 from sweeper.clusters import STARTED, docker, gangs
 from sweeper.clusters.base import RECORD, Answer, Attempt, Ended, Exit
 from sweeper.clusters.gang import leases
@@ -44,9 +45,9 @@ A busy host takes ten seconds to start an interpreter; one that hangs is waited 
 START_S, PULL_S = 60.0, 1800.0
 """For a host to start its part of an attempt, while nothing else is started; in a container, whose image it may have
 to fetch first."""
-ALONE_S, LOST_S = 20.0, 120.0
-"""Silence after which a host's part of a gang is over: when the rest of the gang has ended (it ends by itself then),
-and when nobody else of the gang is there to say."""
+ALONE_S, LOST_S = 14.0, 120.0
+"""Silence after which a host's part of a gang is over: when the rest of the gang has ended (it ends by itself then:
+after 10 s without a word, and a few for its processes), and when nobody else of the gang is there to say."""
 GONE_S = 15.0
 """For a gang that could not be started whole to be gone again."""
 
@@ -316,10 +317,19 @@ class HostsAttempt(GangAttempt):
             self._hosts.forget(self.folder)
         return ended
 
+    def silent(self) -> str:
+        """The hosts that do not answer us, and those that the gang lost."""
+        if self._ended is not None or self._asked:
+            return ""
+        return "; ".join(filter(None, [*self._unanswered(), super().silent()]))
+
+    def _unanswered(self) -> list[str]:
+        return [text for place in self.places if (text := self._hosts.why_silent(place))]
+
     def _why(self) -> Exit:
         """With the hosts that are silent, for they are why."""
         why = super()._why()
-        silent = [text for place in self.places if (text := self._hosts.why_silent(place))]
+        silent = self._unanswered()
         # Stopped by what we left in the store when we gave it up, that is.
         given_up = why.reason == "stopped" and not self._asked
         if not silent or not (given_up or why.reason == "lost"):
@@ -487,12 +497,7 @@ class HostsCluster:
 
     def attach(self, folder: Path) -> Attempt | None:
         """The attempt of that folder; see `Cluster.attach`."""
-        from sweeper import clusters
-
-        attempt = clusters.attach(folder)
-        if isinstance(attempt, HostsAttempt) and attempt.poll() is None:
-            self._running.append(attempt)
-        return attempt
+        return clusters.follow(folder, HostsAttempt, self._running)
 
     def each(self, argv: Sequence[str], stdin: str, timeout_s: float) -> list[Answer]:
         """Run a command on every host, side by side."""

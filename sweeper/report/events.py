@@ -29,6 +29,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "trial_reused": ("trial", "score", "source"),
     "trial_started": ("trial", "label", "attempt", "total", "folder", "changed"),
     "attempt_reattached": ("trial", "label", "attempt", "total", "folder"),
+    "node_silent": ("trial", "message"),
     "progress": ("trial", "step", "total", "reward", "score", "tokens_per_s", "elapsed_s", "eta_s"),
     "trial_retried": ("trial", "failure", "why", "change", "root_cause"),
     "trial_forked": ("trial", "donor", "step", "changed"),
@@ -89,7 +90,7 @@ class PlainDisplay:
             self._out.write(f"{time.strftime('%H:%M:%S')} {line}\n")
             self._out.flush()
 
-    def _line(self, kind: str, data: Mapping[str, Any]) -> str:  # noqa: PLR0911 - a line for each kind
+    def _line(self, kind: str, data: Mapping[str, Any]) -> str:  # noqa: PLR0911, PLR0912 - a line for each kind
         trial = str(data.get("trial", ""))
         name = f"{trial} {self._labels.get(trial, '')}".strip()
         match kind:
@@ -99,6 +100,8 @@ class PlainDisplay:
                 return f"{kind}: {data['message']}"
             case "sweep_waiting":
                 return f"waiting: {data['message']}"
+            case "node_silent":
+                return f"{name}: not heard from: {data['message']}"
             case "points_refused":
                 return f"{data['points']} points refused: {data['why']}"
             case "trial_started":

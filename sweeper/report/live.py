@@ -98,6 +98,8 @@ class LiveDisplay:
                 row.state, row.started, row.total, row.elapsed = "starting", time.time(), data["total"], None
             case "trial_reused":
                 row.state, row.score = "finished", data.get("score")
+            case "node_silent":
+                self._say(f"{trial}: not heard from: {data['message']}", "yellow")
             case "trial_retried":
                 row.state, row.eta = "waiting", None
                 change = f", with {data['change']}" if data.get("change") else ""

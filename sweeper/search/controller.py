@@ -469,7 +469,14 @@ class Controller:
                 self.running.remove(r)
                 self._end(r, ended)
             elif not r.intent and not self._signals:
+                self._look_for_silence(r)
                 self._look_for_stall(r)
+
+    def _look_for_silence(self, r: Running) -> None:
+        silent = r.attempt.silent()
+        if silent and not r.silent:
+            self._display.event("node_silent", trial=r.outcome.trial.id, message=silent)
+        r.silent = silent
 
     def _look_for_stall(self, r: Running) -> None:
         if waits := r.attempt.waiting():  # in a queue: it holds nothing yet, and has not begun to be slow

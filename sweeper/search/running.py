@@ -47,6 +47,8 @@ class Running:
     stalled: str = ""
     waits: str = ""
     """Why it waited, when that was last said."""
+    silent: str = ""
+    """Which of its nodes are not heard from."""
     until: int | None = None
     """The step that it trains to, where that is not the trial's any more: it was extended meanwhile."""
 

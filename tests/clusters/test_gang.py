@@ -208,6 +208,7 @@ def test_a_node_that_hangs_is_lost_and_its_ranks_are_not_given_out_before_it_is_
     wait_for(record.exists)
     assert "it was silent for 10 s" in json.loads(record.read_text())["detail"]
     assert attempt.poll() is None  # what hangs there may hold a GPU
+    wait_for(lambda: attempt.poll() is None and "it was silent for 10 s" in attempt.silent())
     os.kill(here.guard(1), signal.SIGKILL)
     here.running[1].wait()
     assert attempt.wait(30).reason == "lost"

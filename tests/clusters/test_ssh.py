@@ -254,8 +254,10 @@ def test_a_host_that_cannot_be_reached_for_a_while_costs_nothing(tmp_path: Path)
         servers.stop("127.0.0.3")
         wait_for(lambda: cluster.free()[1] == 0)
         assert attempt.poll() is None, "it runs on, for all that is known"
+        assert "host1" in attempt.silent(), "and is said not to be heard from"
         servers.start("127.0.0.3")
         wait_for(lambda: cluster.free() == (1, 1))
+        assert not attempt.silent()
         attempt.kill()
         assert attempt.wait(120).reason == "stopped"
         cluster.close()

@@ -339,6 +339,12 @@ def test_an_attempt_that_waits_in_a_queue_says_why_and_does_not_count_as_stalled
     assert said[0]["message"].endswith(": (Priority)")
 
 
+def test_a_node_that_is_not_heard_from_is_named_once_until_it_is_heard_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, [fake_trial(0, queued=5, silent=[2, 3, 5])])
+    assert bench.run() == {"000": "finished"}
+    assert [e["message"] for e in bench.display.of("node_silent")] == ["host1: no answer"] * 2
+
+
 def test_a_candidate_is_scored_over_its_seeds_and_told_once(tmp_path: Path) -> None:
     arm = FakeArm([fake_trial(0), fake_trial(1)], seeds=(1, 2, 3), scheduler=Script({}))
     bench = Bench(tmp_path, [], arms=[arm])

@@ -163,6 +163,9 @@ class FakeAttempt:
     def waiting(self) -> str:
         return "(Priority)" if self._polls < 2 + self._does.get("queued", 0) and "queued" in self._does else ""
 
+    def silent(self) -> str:
+        return "host1: no answer" if self._polls in self._does.get("silent", ()) else ""
+
     def stop(self, *, dump: bool = False) -> None:
         self.dumped = self.dumped or dump
         if dump:

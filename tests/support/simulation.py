@@ -74,6 +74,9 @@ class SimAttempt:
     def waiting(self) -> str:
         return ""
 
+    def silent(self) -> str:
+        return ""
+
     def stop(self, *, dump: bool = False) -> None:
         self.ends = min(self.ends, self.clock.now)
 

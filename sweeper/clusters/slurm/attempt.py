@@ -21,8 +21,9 @@ from sweeper.engines.base import Job
 
 STOP_S, KILL_S = 12.0, 4.0
 """After which an attempt that was to be stopped or killed is cancelled with all of its job or step (scancel)."""
-FENCED_S = 14.0
-"""After which a node that lost its gang has ended its part: it waits 10 s for a word, and a few for its processes."""
+FENCED_S = 5.0
+"""After the first node gave one up, until that one has ended its part too: it heard its last word no later than the
+first node did its own, and has a few seconds for its processes."""
 OF_THE_NODE = frozenset({"TERM", "TMPDIR", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"})
 """Variables that Slurm or the node sets, and that of the host on which the sweep runs would be wrong."""
 
