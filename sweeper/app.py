@@ -16,6 +16,7 @@ from sweeper.errors import Problem, RequestError, SweeperError
 from sweeper.plan import render
 from sweeper.plan.plan import Plan, make, unlaunchable
 from sweeper.trial.records import SweepFolder, to_json
+from sweeper.trial.spec import key_of
 
 
 def run(overrides: Sequence[str], *, resume: bool = False, before: Sequence[str] = ()) -> int:
@@ -85,8 +86,7 @@ def _changed(error: RequestError, now: Sequence[str], before: Sequence[str]) -> 
 
 
 def _again(line: str, now: Sequence[str]) -> str:
-    key = line.partition("=")[0].lstrip("+~")
-    return next((other for other in reversed(now) if other.partition("=")[0].lstrip("+~") == key), "(not typed)")
+    return next((other for other in reversed(now) if key_of(other) == key_of(line)), "(not typed)")
 
 
 def _lineage(plan: Plan) -> None:

@@ -22,7 +22,7 @@ from io import TextIOBase
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sweeper import environments, models
+from sweeper import environments, models, package
 from sweeper.errors import SweeperError
 
 GRACE_S = 5.0
@@ -80,9 +80,7 @@ def command(builds: Iterable[Build], python: str) -> list[str]:
 def environment(engine_env: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of that command: this one, the engine's own variables, and this package on the path."""
     env = {**os.environ, **(engine_env or {})}
-    here = str(Path(__file__).resolve().parents[1])
-    env["PYTHONPATH"] = os.pathsep.join([here, *([env["PYTHONPATH"]] if env.get("PYTHONPATH") else [])])
-    return env
+    return {**env, "PYTHONPATH": package.pythonpath(package.ROOT, env)}
 
 
 def run(

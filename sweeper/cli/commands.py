@@ -96,8 +96,10 @@ def _engine_of(args: argparse.Namespace) -> str:
 
 def _without(typed: list[str], replaced: list[str]) -> list[str]:
     """What was typed, but for the keys that are typed anew."""
-    keys = {o.split("=")[0].lstrip("+~") for o in replaced}
-    return [o for o in typed if o.split("=")[0].lstrip("+~") not in keys]
+    from sweeper.trial.spec import key_of
+
+    keys = {key_of(line) for line in replaced}
+    return [line for line in typed if key_of(line) not in keys]
 
 
 def status(args: argparse.Namespace) -> int:

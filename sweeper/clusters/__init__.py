@@ -10,7 +10,7 @@ import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from sweeper.config.nearest import nearest
 from sweeper.engines.base import Shape
@@ -18,6 +18,8 @@ from sweeper.errors import Problem, RequestError, SweeperError
 
 if TYPE_CHECKING:
     from sweeper.clusters.base import Attempt, Cluster
+
+A = TypeVar("A", bound="Attempt")
 
 KINDS = {
     "local": "local",
@@ -99,6 +101,14 @@ def unlaunchable(found: Shape) -> Problem:
         fix="plan=true; or cluster=local, ray, ssh, slurm, dstack or kuberay, where the GPUs are",
         key="cluster",
     )
+
+
+def follow(folder: Path, kind: type[A], running: list[A]) -> Attempt | None:
+    """`Cluster.attach` of a cluster whose attempts are of that kind: one that still runs is added to those that do."""
+    attempt = attach(folder)
+    if isinstance(attempt, kind) and attempt.poll() is None:
+        running.append(attempt)
+    return attempt
 
 
 def attach(folder: Path) -> Attempt | None:

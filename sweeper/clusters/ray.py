@@ -565,10 +565,7 @@ class RayCluster:
 
     def attach(self, folder: Path) -> Attempt | None:
         """The attempt of that folder; its actors and its group are found by their names."""
-        attempt = clusters.attach(folder)
-        if isinstance(attempt, RayAttempt) and attempt.poll() is None:
-            self._running.append(attempt)
-        return attempt
+        return clusters.follow(folder, RayAttempt, self._running)
 
     def each(self, argv: Sequence[str], stdin: str, timeout_s: float) -> list[Answer]:
         """Run a command as a task on every node."""

@@ -24,6 +24,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from sweeper import package
 from sweeper.checkpoints import manifest
 from sweeper.errors import Problem, RequestError
 from sweeper.lineage import document, hashes
@@ -103,8 +104,7 @@ class Code:
 
 def home() -> Path:
     """The folder whose repository is the code: this package's checkout; the current folder where it is installed."""
-    installed = {"site-packages", "dist-packages"} & set(_PACKAGE.parts)
-    return Path.cwd() if installed else _PACKAGE.parent
+    return Path.cwd() if package.installed() else package.ROOT
 
 
 def capture(root: Path | None = None, exclude: Iterable[Path] = ()) -> Code:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sweeper import package
 from sweeper.config import tree as config_tree
 from sweeper.config.dims import text_of
 from sweeper.errors import Problem, RequestError
@@ -31,6 +32,7 @@ from sweeper.lineage import diff, document, environment, hashes, tree
 from sweeper.lineage.find import RECORD, Found, load
 from sweeper.trial.identity import OURS, canonical
 from sweeper.trial.records import SweepFolder, plain_name
+from sweeper.trial.spec import key_of
 
 ASKED = Path(__file__).with_name("asked.py")
 OF_THE_SWEEP = frozenset(
@@ -210,8 +212,8 @@ def _own(record: Mapping[str, Any]) -> list[str]:
 
 
 def _key(line: str) -> str:
-    """The key or group of an override line: `++a.b=1` is `a.b`, `hydra/launcher=ray` is `hydra`."""
-    key = line.lstrip("+~").partition("=")[0].partition("@")[0]
+    """The key or group of an override line; `hydra/launcher=ray` is `hydra`."""
+    key = key_of(line)
     return "hydra" if key.startswith("hydra") else key
 
 
@@ -275,8 +277,7 @@ def ask(code: Path, overrides: Sequence[str], *, build: bool | str) -> dict[str,
 
 def _environ(code: Path) -> dict[str, str]:
     """This environment with that code first on the path, before what is installed."""
-    others = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(code), *([others] if others else [])])}
+    return {**os.environ, "PYTHONPATH": package.pythonpath(code)}
 
 
 def _same_identity(found: Found, answer: Mapping[str, Any], inputs: Set[str]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from sweeper.plan.cost import Cost, estimate
 from sweeper.search.base import Dim
 from sweeper.search.constraints import Constraint
 from sweeper.trial.identity import identity_leaves, placement_of
-from sweeper.trial.spec import Point, Trial
+from sweeper.trial.spec import Point, Trial, key_of
 
 
 class Maker:
@@ -49,7 +49,7 @@ class Maker:
         """
         lines, varied = self._point.overrides, {**self._point.varied, **params}
         if seed is not None:
-            lines = tuple(line for line in lines if line.lstrip("+").partition("=")[0] != "seed")
+            lines = tuple(line for line in lines if key_of(line) != "seed")
             lines, varied = (*lines, f"seed={seed}"), {**varied, "seed": seed}
         searched = (space.line(self._keys.get(name, name), value) for name, value in params.items())
         return self._composer.compose(Point((*lines, *searched), varied))

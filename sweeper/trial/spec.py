@@ -50,5 +50,10 @@ class Trial:
         return " ".join(f"{k}={_short(v)}" for k, v in self.point.varied.items()) or "default"
 
 
+def key_of(line: str) -> str:
+    """The key or group of an override line, without its `+`, `++` or `~` and without a package: `++a.b=1` is `a.b`."""
+    return line.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
 def _short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)

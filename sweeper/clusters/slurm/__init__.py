@@ -6,7 +6,6 @@ jobs in one thread, `states` turns Slurm's words for an end into ours.
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import time
@@ -14,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweeper import package
 from sweeper.clusters.slurm import commands, script
 from sweeper.clusters.slurm.settings import Settings, problems
 from sweeper.engines.base import Gang, Shape
@@ -132,11 +132,7 @@ def _overrides() -> list[str]:
 
 def _importable() -> dict[str, str]:
     """What the interpreter needs to find this package from any folder, as an installed one is found."""
-    root = Path(__file__).parents[3]
-    if root.name == "site-packages":
-        return {}
-    others = os.environ.get("PYTHONPATH")
-    return {"PYTHONPATH": os.pathsep.join([str(root), *([others] if others else [])])}
+    return {} if package.installed() else {"PYTHONPATH": package.pythonpath(package.ROOT)}
 
 
 def open(config: Mapping[str, Any], shape: Shape) -> Cluster:

@@ -242,10 +242,7 @@ class AllocationCluster:
 
     def attach(self, folder: Path) -> Attempt | None:
         """The attempt of that folder; see `clusters.attach`."""
-        attempt = clusters.attach(folder)
-        if isinstance(attempt, StepAttempt) and attempt.poll() is None:
-            self._running.append(attempt)
-        return attempt
+        return clusters.follow(folder, StepAttempt, self._running)
 
     def each(self, argv: Sequence[str], stdin: str, timeout_s: float) -> list[Answer]:
         """Run a command on every node of the allocation, beside what runs there."""

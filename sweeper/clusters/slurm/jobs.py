@@ -170,10 +170,7 @@ class JobCluster:
 
     def attach(self, folder: Path) -> Attempt | None:
         """The attempt of that folder; see `clusters.attach`."""
-        attempt = clusters.attach(folder)
-        if isinstance(attempt, JobAttempt) and attempt.poll() is None:
-            self._running.append(attempt)
-        return attempt
+        return clusters.follow(folder, JobAttempt, self._running)
 
     def each(self, argv: Sequence[str], stdin: str, timeout_s: float) -> list[Answer]:
         """Run a command on as many nodes of the partition as the sweep may use: as one short job."""
