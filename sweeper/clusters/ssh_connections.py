@@ -114,9 +114,10 @@ class _Line:
 
     async def _connect(self) -> asyncssh.SSHClientConnection:
         pinned = [str(path) for path in self.settings.known_hosts if path.exists()]
-        if not pinned:
-            raise UnreachableError(_unknown_key(self.host, self.settings))
-        options: dict[str, Any] = {"known_hosts": pinned, "config": None}
+        # Without a file no key is trusted, and it is still tried: a host that is not there is not one that is unknown.
+        # The empty list itself would mean ~/.ssh/known_hosts to asyncssh.
+        trusted = pinned or asyncssh.import_known_hosts("")
+        options: dict[str, Any] = {"known_hosts": trusted, "config": None}
         if self.settings.config:
             options["config"] = [str(self.settings.config)]
         if self.host.port:

@@ -111,6 +111,26 @@ def test_a_host_whose_key_is_not_known_is_not_let_in(servers: sshd.Sshd, connect
         assert connections.run({0: ["true"]}, {}, 5)[0].code is None
 
 
+@pytest.mark.parametrize("known", ["none", "empty"])
+def test_a_host_that_is_not_there_is_not_one_whose_key_is_unknown(known: str, connect: Any, tmp_path: Path) -> None:
+    if known == "empty":
+        (tmp_path / known).touch()
+    section = {"hosts": ["nosuchhost.invalid", "127.0.0.9"], "port": 1, "known_hosts": str(tmp_path / known)}
+    connections = connect({**section, "user": None, "key": None, "config": None, "connect_s": 20})
+    assert "host nosuchhost.invalid is a name that cannot be resolved" in said(connections)
+    assert "host 127.0.0.9 refuses the connection" in said(connections, 1)
+
+
+def test_without_the_file_that_is_named_the_one_in_the_home_folder_is_not_used(
+    servers: sshd.Sshd, connect: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = servers.section()
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh" / "known_hosts").write_text(Path(str(section["known_hosts"])).read_text())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "is not known" in said(connect({**section, "known_hosts": str(tmp_path / "none")}))
+
+
 def test_a_host_that_has_another_key_is_not_let_in(servers: sshd.Sshd, connect: Any, tmp_path: Path) -> None:
     first, second = (servers.folder / f"host-{a}.pub" for a in servers.addresses)
     known = tmp_path / "known"
