@@ -42,10 +42,11 @@ from sweeper.trial.identity import fingerprint, is_placement, placement_of
 from sweeper.trial.index import Index
 from sweeper.trial.ledger import DONE, Ledger
 from sweeper.trial.records import SweepFolder, versions
-from sweeper.trial.spec import Trial
+from sweeper.trial.spec import Trial, key_of
 
 TRACKER_PATIENCE_S = 60.0
 """How long the end of a sweep waits for the tracking store to take the last values; the records have them anyway."""
+_TRIALS = "search.trials"
 
 
 def execute(plan: Plan, *, resume: bool = False) -> int:
@@ -367,6 +368,7 @@ def _same_request(ledger: Ledger, plan: Plan, engine: Engine, folder: SweepFolde
     now = request.describe(plan)
     if "arms" in started[-1]:
         request.agree(started[-1], now, folder, free=(engine.steps_key,))
+        _further(started[-1], now, plan, engine, folder)
     _more(started[-1], plan, folder)
     prints = {t: s.fingerprint for t, s in ledger.trials().items() if not s.forked}
     if _steps(started[-1], engine) == _steps(now, engine):
@@ -386,7 +388,7 @@ def _same_request(ledger: Ledger, plan: Plan, engine: Engine, folder: SweepFolde
 def _more(started: Mapping[str, Any], plan: Plan, folder: SweepFolder) -> None:
     """Refuse another number of candidates that brings none: what was planned stays planned."""
     before, now = started.get("planned"), _planned(plan)
-    if _trials(started.get("overrides") or ()) == _trials(plan.overrides) or before is None or now > before:
+    if not _changed(started, plan, _TRIALS) or before is None or now > before:
         return
     count = (before - plan.finals) // len(plan.search.seeds)
     has = (
@@ -402,13 +404,33 @@ def _more(started: Mapping[str, Any], plan: Plan, folder: SweepFolder) -> None:
             fix=f"sweeper resume {folder.typed}"
             if whole
             else f"sweeper extend {folder.typed} --trials {2 * count // len(plan.arms)}",
-            key="search.trials",
+            key=_TRIALS,
         )
     )
 
 
-def _trials(overrides: Sequence[str]) -> list[str]:
-    return [o for o in overrides if o.split("=")[0] == "search.trials"]
+def _further(
+    started: Mapping[str, Any], now: Mapping[str, Any], plan: Plan, engine: Engine, folder: SweepFolder
+) -> None:
+    """Refuse another number of steps that brings none: a step that was taken stays taken."""
+    key, before, after = engine.steps_key, _steps(started, engine), _steps(now, engine)
+    if before == after and (before is None or not _changed(started, plan, key) or _changed(started, plan, _TRIALS)):
+        return
+    if before is None:
+        what, valid = f"{folder.name} was started without a number of steps", f"a sweep that was started with {key}=..."
+        fix = f"sweeper resume {folder.typed} --fork NEW-NAME {key}={after}"
+    elif after is None or after <= before:
+        what = f"{folder.name} has {before} steps a trial already; {key} (--steps) is their total"
+        valid, fix = f"more than {before}", f"sweeper extend {folder.typed} --steps {2 * before}"
+    else:
+        return
+    raise RequestError(Problem(what, valid=valid, fix=fix, key=key))
+
+
+def _changed(started: Mapping[str, Any], plan: Plan, key: str) -> bool:
+    """Whether a key is typed otherwise than before."""
+    then, now = ([o for o in lines if key_of(o) == key] for lines in (started.get("overrides") or (), plan.overrides))
+    return then != now
 
 
 def _steps(started: Mapping[str, Any], engine: Engine) -> Any:
@@ -432,10 +454,6 @@ def _extend(ledger: Ledger, plan: Plan, engine: Engine) -> None:
     events_: list[tuple[str, str | None, Mapping[str, Any]]] = [("sweep_extended", None, _started(plan))]
     before, after = _steps(started[-1], engine), _steps(now, engine)
     if before != after:
-        if after is None or before is None or after < before:
-            raise RequestError(
-                Problem(f"{after} steps are fewer than the {before} that this sweep has", key=engine.steps_key)
-            )
         arms = {arm.id: arm for arm in plan.arms}
         for trial, state in ledger.trials().items():
             made = arms[state.arm].sized(

@@ -168,3 +168,29 @@ def test_a_sweep_is_extended_by_more_candidates_or_not_at_all(
     assert "6 candidates in 2 arms, and those are every point" in extended("grid", "--trials", "6")
     with pytest.raises(AssertionError, match="something was run"):
         main(["extend", "random", "--trials", "6", "--store", str(tmp_path)])
+
+
+def test_a_sweep_is_extended_by_more_steps_or_not_at_all_before_anything_is_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execute, "_prepare", never)
+    steps = "trainer.total_training_steps"
+
+    def extended(*words: str, name: str = "s") -> str:
+        assert main(["extend", name, *words, "--store", str(tmp_path)]) == 2
+        return capsys.readouterr().err
+
+    started(tmp_path, "s", "search=random", "lr=interval(1e-5,1e-3)", "search.trials=4", f"{steps}=9")
+    for words in (("--steps", "5"), ("--steps", "5", "--trials", "8")):
+        said = extended(*words)
+        assert f"s has 9 steps a trial already; {steps} (--steps) is their total" in said
+        assert "valid: more than 9" in said and f"try:   sweeper extend s --store {tmp_path} --steps 18" in said
+    started(tmp_path, "default", "lr=1e-4")
+    assert "default has 30 steps a trial already" in extended("--steps", "30", name="default")
+    started(tmp_path, "epochs", f"{steps}=null", "trainer.total_epochs=1")
+    said = extended("--steps", "10", name="epochs")
+    assert "without a number of steps" in said and f"--fork NEW-NAME {steps}=10" in said
+    with pytest.raises(AssertionError, match="something was run"):
+        main(["extend", "s", "--steps", "10", "--store", str(tmp_path)])
+    with pytest.raises(AssertionError, match="something was run"):
+        main(["extend", "s", "--steps", "9", "--trials", "5", "--store", str(tmp_path)])
