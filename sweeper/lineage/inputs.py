@@ -1,9 +1,10 @@
-"""The files that a trial reads: rows, reward, model; each with the hash of its content and where it is from.
+"""The files that a trial reads: rows, reward, model, tools; each with the hash of its content and where it is from.
 
 Guarantees: every file that the config names for training, validation, held-out evaluation, reward and weights is
-listed, once a role; hashes are taken once for a content (sweeper/lineage/hashes.py), so that a trial costs a few stats;
-rows are counted from a parquet file's footer without reading its data or importing pyarrow; what DVC tracks has its
-hash there too; what the model hub gave has its commit.
+listed, once a role, and so is any other file or folder that an identity leaf names, whichever key that is; what a trial
+writes is not, and neither is code that the record's `code` and `environment` hold; hashes are taken once for a content
+(sweeper/lineage/hashes.py), so that a trial costs a few stats; rows are counted from a parquet file's footer without
+reading its data or importing pyarrow; what DVC tracks has its hash there too; what the model hub gave has its commit.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from sweeper import environments, prepare
 from sweeper.errors import Problem, RequestError
 from sweeper.lineage.hashes import HashError, Hashes, Tree
+from sweeper.trial.identity import is_identity, placement_of
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _REVISION = re.compile(r"/snapshots/([0-9a-f]{40})(?:/|$)")
@@ -46,14 +48,17 @@ def of(
     env = {**os.environ, **{str(k): str(v) for k, v in ((config.get("engine") or {}).get("env") or {}).items()}}
     found, wrong = [], []
     for role, key, named in listed(config):
-        place, revision = _place(named, role, env)
+        place, revision = _place(named, key, env)
         row = _row(role, named if place is None else str(place if revision is None else named))
         row["revision"] = revision or _revision(named)
         if place is not None:
             try:
                 tree = hashes.tree(place, fresh)
             except HashError as error:
-                wrong.append(Problem(f"{key}: the {_SAID[role]} {error}", key=key, fix=f"{key}=<path>"))
+                problem = Problem(f"{key}: the {_SAID[role]} {error}", key=key, fix=f"{key}=<path>")
+                # What only sounds like a path may be none: that ends no reproduction of a run which did without.
+                if problems is not None or key in _NEEDED or os.path.lexists(place):
+                    wrong.append(problem)
             else:
                 row |= _content(place, tree)
             row["built"] = next((b for path, b in builds.items() if place == path or path in place.parents), None)
@@ -72,7 +77,29 @@ _SAID = {
     "test": "held-out file",
     "reward": "reward",
     "model": "model",
+    "file": "file",
 }
+_ROLES: tuple[tuple[str, str], ...] = (
+    ("train", "data.train_files"),
+    ("val", "data.val_files"),
+    ("reward", "reward.custom_reward_function.path"),
+    ("model", "actor_rollout_ref.model.path"),
+    ("model", "actor_rollout_ref.model.tokenizer_path"),
+    ("model", "actor_rollout_ref.model.lora_adapter_path"),
+    ("model", "trainer.resume_from_path"),
+    ("model", "critic.model.path"),
+    ("reward", "reward.reward_model.model_path"),
+)
+"""Those that most trials have, in the order of the record; what else a config names follows."""
+_NEEDED = frozenset(key for _, key in _ROLES)
+_PATH = re.compile(r"(?:^|_)(?:path|file)s?$")
+"""How verl calls its keys of paths (trainer/config/_generated_ppo_*trainer.yaml, workers/config/)."""
+_WRITTEN = re.compile(r"(?:^|_)(?:cache|dump|logs?|outputs?|record|save|store|te?mp)(?:_|$)")
+"""What a trial writes, or keeps for itself: `router_replay.record_file` is identity and no input."""
+_FILE = "file://"
+"""How verl lets a module's path begin (utils/import_utils.py)."""
+_CODE = re.compile(rf"^{re.escape(str(Path(__file__).resolve().parents[1]))}/|/(?:site|dist)-packages/")
+"""This package, which the record has a hash of, and installed ones, which it has the versions of."""
 
 
 def listed(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -82,6 +109,11 @@ def listed(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         for path in value if isinstance(value, list | tuple) else [value]:
             if isinstance(path, str) and path:
                 found.setdefault((role, path), key)
+    seen = {_absolute(path) for _, path in found}
+    for key, path in _others(config):
+        if (place := _absolute(path)) not in seen:
+            seen.add(place)
+            found[_role(key), path] = key
     return [(role, key, path) for (role, path), key in found.items()]
 
 
@@ -92,26 +124,73 @@ def _named(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
             value = value.get(part) if isinstance(value, Mapping) else None
         return value
 
-    for role, key in (
-        ("train", "data.train_files"),
-        ("val", "data.val_files"),
-        ("reward", "reward.custom_reward_function.path"),
-        ("model", "actor_rollout_ref.model.path"),
-        ("model", "actor_rollout_ref.model.tokenizer_path"),
-        ("model", "actor_rollout_ref.model.lora_adapter_path"),
-        ("model", "trainer.resume_from_path"),
-    ):
-        yield role, key, at(key)
-    if at("binding.critic") or at("critic.enable"):
-        yield "model", "critic.model.path", at("critic.model.path")
-    if at("reward.reward_model.enable"):
-        yield "reward", "reward.reward_model.model_path", at("reward.reward_model.model_path")
+    off = _switched_off(config)
+    yield from ((role, key, at(key)) for role, key in _ROLES if not key.startswith(off))
     train = at("data.train_files")
     environment = at("environment")
     if isinstance(train, str) and isinstance(environment, Mapping) and environments.is_built(environment):
         files = environments.resolve(config)
         if files.train == Path(train) and files.test is not None and files.test.exists():
             yield "test", "environment", str(files.test)
+
+
+def _switched_off(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Sections whose values nothing reads in this config."""
+
+    def on(*keys: str) -> bool:
+        value: Any = config
+        for key in keys:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return bool(value)
+
+    switches = {
+        "critic.": on("binding", "critic") or on("critic", "enable"),
+        "reward.reward_model.": on("reward", "reward_model", "enable"),
+        "distillation.": on("distillation", "enabled"),
+    }
+    return tuple(section for section, is_on in switches.items() if not is_on)
+
+
+def _others(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Key and value of the other identity leaves that name a file: every one whose key says so, and every one whose
+    value is the path of something that is there."""
+    # A variable may name a search path, a cache or a secret: it is recorded as it was typed.
+    off = (*_switched_off(config), "engine.env.")
+    placement = placement_of(config)
+    for key, text in _texts(config, ""):
+        name = key.rpartition(".")[2]
+        if _WRITTEN.search(name) or _CODE.search(text) or text.startswith("pkg://") or text == "/":
+            continue
+        said = _PATH.search(name) is not None
+        if not key.startswith(off) and is_identity(key, placement) and (said or Path(_absolute(text)).exists()):
+            yield key, text
+
+
+def _texts(value: Mapping[str, Any], at: str) -> Iterator[tuple[str, str]]:
+    """Every text in a config that may be a path, with its dotted key. Of 900 leaves it takes a look at 100."""
+    for key, inner in value.items():
+        if type(inner) is dict:
+            if inner:
+                yield from _texts(inner, f"{at}{key}.")
+        elif type(inner) is str:
+            if "/" in inner or (inner and _PATH.search(key)):
+                yield f"{at}{key}", inner
+        elif type(inner) is list:
+            for item in inner:
+                if isinstance(item, str | Mapping):
+                    yield from _texts({key: item}, at)
+
+
+def _role(key: str) -> str:
+    if key.startswith(("reward.", "reward_model.", "custom_reward_function.")):
+        return "reward"
+    weights = ".model." in f".{key}" or key.endswith(("model_path", "checkpoint_path", "checkpointing_path"))
+    return "model" if weights else "file"
+
+
+def _absolute(named: str) -> str:
+    named = named.removeprefix(_FILE)
+    return named if "://" in named else str(Path(named).expanduser().absolute())
 
 
 def _row(role: str, path: str) -> dict[str, Any]:
@@ -142,12 +221,13 @@ def _builds(config: Mapping[str, Any]) -> dict[Path, dict[str, Any]]:
 # --- where it is ---
 
 
-def _place(named: str, role: str, env: Mapping[str, str]) -> tuple[Path | None, str | None]:
+def _place(named: str, key: str, env: Mapping[str, str]) -> tuple[Path | None, str | None]:
     """The path of an input, and the hub's commit where it is the copy of a hub's model. No path: it is not here."""
-    if "://" in named:
+    if "://" in named.removeprefix(_FILE):
         return None, None
-    path = Path(named).expanduser()
-    if role != "model" or path.exists() or path.is_absolute() or not _HUB_ID.fullmatch(named):
+    path = Path(named.removeprefix(_FILE)).expanduser()
+    hub = ".model." in f".{key}" or key.endswith("model_path")
+    if not hub or path.exists() or path.is_absolute() or not _HUB_ID.fullmatch(named):
         return path.absolute(), None
     folder = _hub(env) / f"models--{named.replace('/', '--')}"
     try:

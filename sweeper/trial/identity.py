@@ -120,11 +120,17 @@ def _told_apart(config: Mapping[str, Any], placement: Sequence[str]) -> Iterator
     is_placement = _matcher(tuple(placement))
     for key, value in _leaves(config, ""):
         root = key.partition(".")[0]
-        if root in OURS:
-            mine = OURS[root] or any(key == inside or key.startswith(inside + ".") for inside in OURS_INSIDE)
-        else:
-            mine = not is_placement(key)
-        yield key, value, mine
+        yield key, value, _ours(root, key) if root in OURS else not is_placement(key)
+
+
+def _ours(root: str, key: str) -> bool:
+    return OURS[root] or any(key == inside or key.startswith(inside + ".") for inside in OURS_INSIDE)
+
+
+def is_identity(key: str, placement: Sequence[str]) -> bool:
+    """Whether a leaf of that dotted key can change the result; `placement` as for `fingerprint`."""
+    root = key.partition(".")[0]
+    return _ours(root, key) if root in OURS else not is_placement(key, placement)
 
 
 def placement_of(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from sweeper.engines.verl.placement import PLACEMENT
 from sweeper.errors import RequestError
 from sweeper.lineage import inputs
 from sweeper.lineage.hashes import Hashes
+from sweeper.trial.identity import is_identity
 
 
 def parquet(path: Path, rows: int, **columns: Any) -> Path:
@@ -72,6 +77,125 @@ def test_a_flipped_byte_changes_the_record(files: dict[str, Any], hashes: Hashes
     after = inputs.of(files, hashes, fresh=True)
     changed = [b["path"] for b, a in zip(before, after, strict=True) if b["sha256"] != a["sha256"]]
     assert changed == [row["path"]]
+
+
+OTHERS = (
+    ("file", "data.custom_cls.path", "dataset.py"),
+    ("file", "data.tool_config_path", "tools.yaml"),
+    ("file", "data.function_tool_path", "functions.py"),
+    ("file", "actor_rollout_ref.rollout.multi_turn.tool_config_path", "turns.yaml"),
+    ("file", "actor_rollout_ref.rollout.multi_turn.function_tool_path", "turns.py"),
+    ("file", "actor_rollout_ref.rollout.agent.agent_loop_config_path", "agent.yaml"),
+    ("file", "actor_rollout_ref.rollout.agent.custom_async_server.path", "server.py"),
+    ("file", "actor_rollout_ref.rollout.quantization_config_file", "quantized.json"),
+    ("file", "actor_rollout_ref.actor.qat.quantization_config_path", "qat.json"),
+    ("file", "actor_rollout_ref.actor.megatron.router_replay.replay_file", "replay.pt"),
+    ("file", "trainer.v1.sampler.custom_sampler.path", "sampler.py"),
+    ("file", "environment.rules", "rules.txt"),  # a key that says nothing, with a value that is a file
+    ("reward", "reward.reward_manager.module.path", "manager.py"),
+    ("model", "actor_rollout_ref.model.hf_config_path", "config.json"),
+    ("model", "actor_rollout_ref.model.lora.adapter_path", "adapter"),
+    ("model", "actor_rollout_ref.actor.megatron.dist_checkpointing_path", "shards"),
+    ("model", "distillation.teacher_models.teacher_model.model_path", "teacher"),
+)
+"""What else decides a result: role, key, name of the file."""
+
+
+def put(config: dict[str, Any], key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        config = config.setdefault(section, {})
+    config[name] = value
+
+
+@pytest.mark.parametrize(("role", "key", "name"), OTHERS)
+def test_a_flipped_byte_of_any_other_file_changes_the_record(
+    files: dict[str, Any], hashes: Hashes, tmp_path: Path, role: str, key: str, name: str
+) -> None:
+    path = tmp_path / name
+    content = path if path.suffix else path / "weights"
+    content.parent.mkdir(exist_ok=True)
+    content.write_text("a")
+    put(files, key, str(path))
+    files.setdefault("distillation", {})["enabled"] = True
+    files["engine"] = {"name": "verl"}
+    before = inputs.of(files, hashes)
+    assert [(r["role"], r["path"]) for r in before[5:]] == [(role, str(path))]
+    content.write_text("b")
+    after = inputs.of(files, hashes, fresh=True)
+    assert [b["path"] for b, a in zip(before, after, strict=True) if b["sha256"] != a["sha256"]] == [str(path)]
+
+
+def test_what_a_trial_writes_and_what_the_code_has_is_no_input(
+    files: dict[str, Any], hashes: Hashes, tmp_path: Path
+) -> None:
+    before = inputs.of(files, hashes)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "file").write_text("x")
+    for key in (
+        "trainer.default_local_dir", "trainer.rollout_data_dir", "trainer.validation_data_dir", "skip.rollout.dump_dir",
+        "global_profiler.save_path", "ray_kwargs.timeline_json_file", "actor_rollout_ref.rollout.prometheus.file",
+        "actor_rollout_ref.actor.megatron.router_replay.record_file", "tracking.uri", "store", "environment.cache_dir",
+    ):  # fmt: skip
+        put(files, key, str(out / "file") if key.endswith("file") else str(out))
+    put(files, "actor_rollout_ref.rollout.agent.agent_loop_config_path", inputs.__file__)
+    put(files, "data.custom_cls.path", pytest.__file__)
+    put(files, "trainer.v1.sampler.custom_sampler.path", "pkg://a.b")
+    put(files, "critic.model.lora_adapter_path", str(out))
+    put(files, "distillation.teacher_models.teacher_model.model_path", str(out))  # which is not enabled
+    put(files, "engine", {"name": "verl", "env": {"PYTHONPATH": str(out)}})
+    files["binding"] = {"critic": False}
+    assert inputs.of(files, hashes) == before
+
+
+def test_a_file_is_listed_once_however_it_is_named(
+    files: dict[str, Any], hashes: Hashes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    put(files, "environment.val", "./val.parquet")
+    put(files, "data.tool_config_path", f"file://{tmp_path}/val.parquet")
+    assert len(inputs.of(files, hashes)) == 5
+
+
+def test_a_path_that_is_not_there_is_said_and_ends_no_reproduction(files: dict[str, Any], hashes: Hashes) -> None:
+    put(files, "data.tool_config_path", "/nowhere/tools.yaml")
+    said: list[str] = []
+    found = inputs.of(files, hashes, problems=said)
+    assert (found[-1]["path"], found[-1]["sha256"]) == ("/nowhere/tools.yaml", None)
+    assert said == ["data.tool_config_path: the file /nowhere/tools.yaml is not there"]
+    assert inputs.of(files, hashes) == found
+
+
+def test_every_path_of_verls_own_config_would_be_seen(tmp_path: Path) -> None:
+    """Of its schema, every identity leaf that is called a path or a file; a new one of a later verl too."""
+    config_folder = Path(str(metadata.distribution("verl").locate_file("verl/trainer/config")))
+    seen = set()
+    for file in config_folder.glob("_generated_ppo_*trainer.yaml"):
+        for key, value in leaves(yaml.load(file.read_text(), Lenient)):
+            name, text = key.rpartition(".")[2], str(value)
+            if ("path" in name or "file" in name or "/" in text) and is_identity(key, PLACEMENT):
+                config: dict[str, Any] = {"engine": {"name": "verl"}, "distillation": {"enabled": True}}
+                config |= {"critic": {"enable": True}, "reward": {"reward_model": {"enable": True}}}
+                put(config, key, "/some/where")
+                assert [k for _, k, _ in inputs.listed(config)] == [key] or "record" in key, key
+                seen.add(key)
+    assert seen >= {key for _, key, _ in OTHERS if key != "environment.rules"} | inputs._NEEDED
+
+
+class Lenient(yaml.SafeLoader):
+    """Reads what verl writes for other programs."""
+
+
+Lenient.add_multi_constructor("", lambda loader, suffix, node: None)
+
+
+def leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        yield at, value
+        return
+    for key, inner in value.items():
+        yield from leaves(inner, f"{at}.{key}" if at else str(key))
 
 
 def test_every_missing_file_is_named_with_its_key(files: dict[str, Any], hashes: Hashes, tmp_path: Path) -> None:
