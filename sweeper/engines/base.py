@@ -81,11 +81,13 @@ class Progress:
     """Seconds the step took."""
     signals: Mapping[str, float] = field(default_factory=dict)
     """What health rules read, under names shared by all engines, those that the line has: `loss`, `grad_norm`,
-    `entropy` (nats a token), `kl` (to the policy before the update, a token), `reward_spread` (max - min over the
-    step's responses), `saturated` (share of responses cut at the length limit), `mismatch` (mean absolute difference
-    of the rollout's and the trainer's probabilities). What `sweeper diagnose` reads beside them: `rollout_s` (seconds
-    of the step that went into responses), `response_tokens` (mean of the step), `straggler` (slowest response's time
-    over the mean), `imbalance` (share of the ranks' time that is spent waiting for the one with the most tokens)."""
+    `entropy` (nats a token), `kl` (to the policy before the update, a token), `kl_ref` (to the reference policy, nats a
+    token, where a KL term is on), `reward_spread` (max - min over the responses of a step), `saturated` (share of them
+    that are cut at the length limit), `mismatch` (mean absolute difference of the probabilities by rollout and
+    trainer).
+    What `sweeper diagnose` reads beside them: `rollout_s` (seconds of the step that went into responses),
+    `response_tokens` (mean of the step), `straggler` (slowest response's time over the mean), `imbalance` (share of the
+    ranks' time that is spent waiting for the one with the most tokens)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ The rules (config `stop`; null switches one off), each over `patience` training 
     entropy_below        the policy says one thing only: it no longer explores
     entropy_above        times the entropy of the first step: it says anything
     kl_above             the updates throw the policy far from itself
+    kl_ref_above         the policy has left the reference that a KL term is to keep it near: a trainer measures that
+                         distance only where such a term is on, so without one the rule is silent
     reward_spread_below  all responses of a step are rewarded alike, so there is nothing to learn from, while the
                          reward is no better than at the first step. A task that is solved has no spread either; that
                          is a success, and it is left to end as one.
@@ -34,10 +36,11 @@ KEYS = (
     "entropy_below",
     "entropy_above",
     "kl_above",
+    "kl_ref_above",
     "reward_spread_below",
     "saturated_above",
 )
-_AT_ONCE = ("loss", "entropy", "kl")
+_AT_ONCE = ("loss", "entropy", "kl", "kl_ref")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,14 @@ _RULES = (
         side="above",
     ),
     _Rule("kl_above", "kl-blow-up", "kl", "KL to the policy before the update", lambda s, x: s.value > x, side="above"),
+    _Rule(
+        "kl_ref_above",
+        "kl-blow-up",
+        "kl_ref",
+        "KL to the reference policy (nats a token)",
+        lambda s, x: s.value > x,
+        side="above",
+    ),
     _Rule(
         "reward_spread_below",
         "no-reward-variance",
@@ -120,7 +131,7 @@ class Health:
                 continue
             first = self._first.setdefault(rule.signal, value)
             step = _Step(value, first, progress.reward, self._first_reward)
-            if self._held_on(rule.reason, progress.step, rule.broken(step, float(setting))):
+            if self._held_on(rule.key, progress.step, rule.broken(step, float(setting))):
                 found = found or self._stop(rule, step, float(setting), progress.step)
         return found
 
@@ -155,7 +166,7 @@ class Health:
 
     def _stop(self, rule: _Rule, step: _Step, setting: float, at: int) -> Stop:
         bound = rule.bound(step, setting)
-        detail = f"{rule.what} is {step.value:.4g}, {rule.side} {bound:.4g} {self._steps(rule.reason)}"
+        detail = f"{rule.what} is {step.value:.4g}, {rule.side} {bound:.4g} {self._steps(rule.key)}"
         evidence = {rule.signal: step.value, rule.key: setting}
         if bound != setting or rule.reason == "length-saturation":
             detail += f"; it was {step.first:.4g} at first"

@@ -66,12 +66,13 @@ def test_a_real_training_that_a_rate_of_1e_2_destroys_is_recognised(name: str) -
         ({"entropy": 1e-5}, "entropy-collapse"),
         ({"entropy": 2.0}, "entropy-blow-up"),
         ({"kl": 1.5}, "kl-blow-up"),
+        ({"kl_ref": 2.5}, "kl-blow-up"),
         ({"reward_spread": 0.0}, "no-reward-variance"),
         ({"saturated": 1.0}, "length-saturation"),
     ],
 )
 def test_a_bound_has_to_be_broken_for_patience_steps_on_end(signals: dict[str, float], reason: str) -> None:
-    well = {"entropy": 0.6, "kl": 0.01, "reward_spread": 1.0, "saturated": 0.1}
+    well = {"entropy": 0.6, "kl": 0.01, "kl_ref": 0.1, "reward_spread": 1.0, "saturated": 0.1}
     start = [line(1, **well)]
     bad = [line(step, **signals) for step in range(2, 7)]
     stop = first_stop(start + bad)
@@ -84,13 +85,14 @@ def test_a_bound_has_to_be_broken_for_patience_steps_on_end(signals: dict[str, f
 
 
 @pytest.mark.parametrize(
-    "key", ["entropy_below", "entropy_above", "kl_above", "reward_spread_below", "saturated_above"]
+    "key", ["entropy_below", "entropy_above", "kl_above", "kl_ref_above", "reward_spread_below", "saturated_above"]
 )
 def test_null_switches_a_rule_off(key: str) -> None:
     signals = {
         "entropy_below": {"entropy": 0.0},
         "entropy_above": {"entropy": 9.0},
         "kl_above": {"kl": 9.0},
+        "kl_ref_above": {"kl_ref": 9.0},
         "reward_spread_below": {"reward_spread": 0.0},
         "saturated_above": {"saturated": 1.0},
     }[key]
@@ -99,7 +101,25 @@ def test_null_switches_a_rule_off(key: str) -> None:
     assert first_stop(lines, **{key: None}) is None
 
 
-@pytest.mark.parametrize("signal", ["loss", "entropy", "kl"])
+def test_the_two_measures_of_kl_are_counted_apart_and_the_evidence_names_the_one_that_was_broken() -> None:
+    lines = [line(s, kl=0.001, kl_ref=0.2 * s) for s in range(1, 30)]
+    stop = first_stop(lines)
+    assert stop is not None and (stop.reason, stop.step) == ("kl-blow-up", 15), "above 2 from step 11 on"
+    assert stop.evidence == {"kl_ref": 3.0, "kl_ref_above": 2.0}
+    assert "KL to the reference policy" in stop.detail
+    updates = first_stop([line(s, kl=1.5, kl_ref=0.1) for s in range(1, 30)])
+    assert updates is not None and updates.evidence == {"kl": 1.5, "kl_above": 1.0}
+    # Each is well while the other is not: neither holds `patience` steps on end.
+    turns = [line(s, kl=1.5 if s % 2 else 0.0, kl_ref=0.0 if s % 2 else 2.5) for s in range(1, 30)]
+    assert first_stop(turns) is None
+
+
+def test_a_policy_that_has_solved_the_task_is_not_too_far_from_its_reference() -> None:
+    # 0.74 nats a token: the tiny model's own probabilities of all right answers (docs/search.md)
+    assert first_stop([line(s, kl_ref=0.74, reward=1.0) for s in range(1, 30)], patience=1) is None
+
+
+@pytest.mark.parametrize("signal", ["loss", "entropy", "kl", "kl_ref"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_no_number_stops_at_once(signal: str, value: float) -> None:
     stop = first_stop([line(1, **{signal: value})])
@@ -156,6 +176,7 @@ steps = st.builds(
     grad_norm=numbers,
     entropy=numbers,
     kl=numbers,
+    kl_ref=numbers,
     reward_spread=numbers,
     saturated=numbers,
 )

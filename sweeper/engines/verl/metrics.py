@@ -6,6 +6,7 @@ guessed. A line is what verl's file logger writes, `{"step": n, "data": {name: v
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -55,12 +56,20 @@ def signals(numbers: Mapping[str, float], config: Config) -> dict[str, float]:
     """What health rules read (engines/base.py Progress.signals), those that the line has. NaN stays NaN.
 
     `kl` is verl's estimate of KL(policy before the update || policy now) by the mean of the log-ratio over all updates
-    of the step: it may be a little below 0 (trainer/ppo/core_algos.py:1346). `mismatch` is there only where
-    rollout.calculate_log_probs is on (utils/debug/metrics.py calculate_debug_metrics), or the rollout correction.
+    of the step: it may be a little below 0 (trainer/ppo/core_algos.py:1346). `kl_ref` is the KL to the reference, which
+    verl writes for the gates that are open: `actor/reward_kl_penalty` of the policy before the step, `actor/kl_loss` of
+    the one that is being updated, by the estimator of `algorithm.kl_penalty` and `kl_loss_type`. `mismatch` is there
+    only where rollout.calculate_log_probs is on (utils/debug/metrics.py calculate_debug_metrics), or the rollout
+    correction.
     """
     found = {name: numbers[key] for name, key in _SIGNALS.items() if key in numbers}
-    if (entropy := _entropy(numbers, config)) is not None:
+    if (entropy := _a_token(numbers.get("actor/entropy"), numbers, config)) is not None:
         found["entropy"] = entropy
+    # A mean over tokens whatever the loss is (trainer/ppo/ray_trainer.py:107), and one that follows the loss.
+    in_reward, in_loss = numbers.get("actor/reward_kl_penalty"), numbers.get("actor/kl_loss")
+    drifts = [d for d in (in_reward, _a_token(in_loss, numbers, config)) if d is not None]
+    if drifts:
+        found["kl_ref"] = max(drifts, key=lambda d: math.inf if math.isnan(d) else d)
     if "critic/score/max" in numbers and "critic/score/min" in numbers:
         found["reward_spread"] = numbers["critic/score/max"] - numbers["critic/score/min"]
     if numbers.get(_USUAL) and _SLOWEST in numbers:
@@ -85,10 +94,9 @@ _MOST_TOKENS, _MEAN_TOKENS = "global_seqlen/balanced_max", "global_seqlen/mean"
 """Tokens of the ranks after verl has balanced them (utils/seqlen_balancing.py, log_seqlen_unbalance)."""
 
 
-def _entropy(numbers: Mapping[str, float], config: Config) -> float | None:
-    """Nats a token. verl aggregates the entropy as it does the loss (core_algos.py:1140 agg_loss), so a sum
+def _a_token(value: float | None, numbers: Mapping[str, float], config: Config) -> float | None:
+    """Entropy or KL in nats a token. verl aggregates both as it does the loss (core_algos.py:1140 agg_loss), so a sum
     over a response is brought back to its mean length here."""
-    value = numbers.get("actor/entropy")
     if value is None:
         return None
     actor = ((config.get("actor_rollout_ref") or {}).get("actor")) or {}

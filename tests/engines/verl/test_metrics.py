@@ -124,5 +124,21 @@ def test_entropy_is_per_token_however_verl_adds_it_up(mode: str, value: float) -
         assert signals(data, loss_agg_mode=mode, loss_scale_factor=40)["entropy"] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(
+    ("mode", "value"),
+    [("token-mean", 0.5), ("seq-mean-token-mean", 0.5), ("seq-mean-token-sum", 5.0), ("seq-mean-token-sum-norm", 0.25)],
+)
+def test_kl_to_the_reference_is_that_of_the_open_gate_a_token(mode: str, value: float) -> None:
+    length = {"response_length/mean": 10.0, "response_length/max": 20.0}
+    assert "kl_ref" not in signals({"actor/ppo_kl": 0.1, **length}, loss_agg_mode=mode), "no gate is open"
+    assert signals({"actor/kl_loss": value, **length}, loss_agg_mode=mode)["kl_ref"] == pytest.approx(0.5)
+    in_reward = {"actor/reward_kl_penalty": 0.3, **length}
+    assert signals(in_reward, loss_agg_mode=mode)["kl_ref"] == 0.3, "a mean over tokens whatever the loss is"
+    both = {"actor/kl_loss": value, **in_reward}
+    assert signals(both, loss_agg_mode=mode)["kl_ref"] == pytest.approx(0.5), "the larger"
+    assert math.isnan(signals({**both, "actor/reward_kl_penalty": math.nan}, loss_agg_mode=mode)["kl_ref"])
+
+
 def test_an_entropy_over_an_unknown_number_of_tokens_is_left_out() -> None:
     assert "entropy" not in signals({"actor/entropy": 9.0}, loss_agg_mode="token-sum")
+    assert "kl_ref" not in signals({"actor/kl_loss": 9.0}, loss_agg_mode="token-sum")
