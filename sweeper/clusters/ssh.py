@@ -7,7 +7,7 @@ command to run; see `hosts` for what holds of attempts, `ssh_connections` for wh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def shape(config: Mapping[str, Any]) -> Shape:
     """
     settings = ssh_hosts.settings(config["ssh"])
     wanted, most = config["gpus_per_node"], config["max_ranks"]
-    if config["device"] in ("cpu", "cuda") and wanted and config["gpu_memory_gib"]:
+    if _said(config):
         per_host = min([h.gpus or most or wanted for h in settings.hosts] + [most or wanted])
         return _shape(config, config["device"], len(settings.hosts), per_host, config["gpu"] or "", 0.0)
     hosts, _ = _connected(settings, str(config["python"]))
@@ -142,38 +142,51 @@ def connected(config: Mapping[str, Any]) -> tuple[Hosts, list[str], list[dict[st
         raise
 
 
-def partly(config: Mapping[str, Any]) -> tuple[Hosts, dict[str, Any]] | None:
-    """Where some hosts do not answer: all of them, to be asked, and keys of the group by what the others have.
+@dataclass(frozen=True, slots=True)
+class Partly:
+    """Hosts of which some do not answer."""
 
-    With those keys a plan asks no host. They are empty where no host answers. None: all answer.
+    hosts: Hosts
+    """All of them, to be asked."""
+    shape: Shape | None
+    """What those that answer have, with as many ranks as the config asks for, be there so many or not; None: nobody
+    answers, and the config does not say it."""
+    wrong: tuple[Problem, ...]
+    """Why those that answer cannot be used as the config asks."""
 
-    Raises:
-        RequestError: Those that answer cannot be used together.
-    """
+
+def partly(config: Mapping[str, Any]) -> Partly | None:
+    """The hosts of a group of which `problems` found nothing. None: all of them answer."""
     settings, hosts = ssh_hosts.settings(config["ssh"]), reach(config["ssh"], str(config["python"]))
     answers = hosts.ask_each(range(len(settings.hosts)), {"about": str(config["device"])})
-    there = [place for place, answer in answers.items() if not isinstance(answer, Problem)]
+    there = tuple(settings.hosts[place] for place, answer in answers.items() if not isinstance(answer, Problem))
     said = [answer["about"] for answer in answers.values() if not isinstance(answer, Problem)]
     if len(said) == len(answers):
         hosts.close()
         return None
     if not said:
-        return hosts, {}
+        return Partly(hosts, shape(config) if _said(config) else None, ())
+    python = str(config["python"])
+    wrong = [old for host, about in zip(there, said, strict=True) if (old := _too_old(host.name, python, about))]
     try:
         device = _device(config, said)
-        some = replace(settings, hosts=tuple(settings.hosts[place] for place in there))
-        most = min(_limits(config, some, said, device))
-    except RequestError:
-        hosts.close()
-        raise
-    cuda = device == "cuda"
-    memory = min(float(about["gpu_memory_gib"] if cuda else about["available_gib"] / most) for about in said)
-    return hosts, {
-        "device": device,
-        "gpus_per_node": config["gpus_per_node"] or (most if cuda else 1),
-        "gpu_memory_gib": config["gpu_memory_gib"] or round(memory, 1),
-        **({"gpu": config["gpu"] or str(said[0]["gpu"])} if cuda else {}),
-    }
+        most = min(_limits(config, replace(settings, hosts=there), said, device))
+    except RequestError as error:
+        wrong += error.problems
+        device, most = "cuda", 1  # of CPU ranks no host has too few
+    if device == "cuda":
+        memory = min((float(about["gpu_memory_gib"]) for about in said if about["ids"]), default=0.0)
+        gpu = next((str(about["gpu"]) for about in said if about["ids"]), "")
+        found = _shape(config, device, len(answers), config["gpus_per_node"] or most, gpu, memory)
+    else:
+        memory = min(float(about["available_gib"]) for about in said) / most
+        found = _shape(config, device, len(answers), config["gpus_per_node"] or 1, "", memory)
+    return Partly(hosts, found, tuple(wrong))
+
+
+def _said(config: Mapping[str, Any]) -> bool:
+    """Whether the config says all that a plan needs of the hosts."""
+    return bool(config["device"] in ("cpu", "cuda") and config["gpus_per_node"] and config["gpu_memory_gib"])
 
 
 def reach(ssh: Mapping[str, Any], python: str) -> Hosts:
@@ -197,21 +210,25 @@ def _about(hosts: Hosts, device: str) -> list[dict[str, Any]]:
     for place, answer in answers.items():
         if isinstance(answer, Problem):
             wrong.append(answer)
-        elif tuple(answer["about"]["python"]) < OLDEST:
-            found = ".".join(map(str, answer["about"]["python"]))
-            wrong.append(
-                Problem(
-                    f"host {hosts.reach.names[place]}: cluster.python={hosts.python} is Python {found}",
-                    valid=f"Python {'.'.join(map(str, OLDEST))} or newer, without packages",
-                    fix="cluster.python=/usr/bin/python3.11",
-                    key="cluster.python",
-                )
-            )
+        elif old := _too_old(hosts.reach.names[place], hosts.python, answer["about"]):
+            wrong.append(old)
         else:
             said.append(answer["about"])
     if wrong:
         raise RequestError(wrong)
     return said
+
+
+def _too_old(name: str, python: str, about: Mapping[str, Any]) -> Problem | None:
+    """What to say of a host whose Python cannot run the gang's scripts."""
+    if tuple(about["python"]) >= OLDEST:
+        return None
+    return Problem(
+        f"host {name}: cluster.python={python} is Python {'.'.join(map(str, about['python']))}",
+        valid=f"Python {'.'.join(map(str, OLDEST))} or newer, without packages",
+        fix="cluster.python=/usr/bin/python3.11",
+        key="cluster.python",
+    )
 
 
 def _device(config: Mapping[str, Any], said: Sequence[Mapping[str, Any]]) -> str:

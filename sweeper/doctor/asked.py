@@ -15,8 +15,8 @@ from typing import Any
 
 from sweeper import engines
 from sweeper.config import tree
-from sweeper.engines.base import Shape
-from sweeper.errors import RequestError
+from sweeper.engines.base import Gang, Shape
+from sweeper.errors import Problem, RequestError
 from sweeper.plan.arms import Sized
 from sweeper.plan.plan import Plan, make
 from sweeper.trial.records import without_secrets
@@ -81,25 +81,39 @@ def of(overrides: Sequence[str]) -> Asked:
         raise RequestError([problem for problem, _ in plan.problems])
     sized = next((arm.example for arm in plan.arms if arm.example), None) or plan.sized[0]
     config, shape = sized.trial.config, next(iter(plan.shapes.values()))
-    name = str(config["engine"]["name"])
+    return _asked(config, shape, sized.gang or Gang(1, 1), *_kept(plan, sized, config))
+
+
+def despite(overrides: Sequence[str], config: Mapping[str, Any], shape: Shape) -> tuple[Asked, tuple[Problem, ...]]:
+    """The same of a request that may be wrong, with what is wrong with it.
+
+    What a trial takes is not known then: it is taken for a whole node of the shape, without checkpoints. `config` is
+    that of the first arm, as composed.
+    """
+    try:
+        return of(overrides), ()
+    except RequestError as error:
+        return _asked(config, shape, Gang(shape.nodes, shape.gpus_per_node), 0, 0), error.problems
+
+
+def _asked(config: Mapping[str, Any], shape: Shape, gang: Gang, kept: int, files: int) -> Asked:
     inherit = [str(n) for n in (config["engine"].get("inherit") or ())]
     paths, hub = _paths(config)
     needed = {**({"HF_TOKEN": WARN} if hub else {}), **({"WANDB_API_KEY": FAIL} if _logs_to_wandb(config) else {})}
-    kept, files = _kept(plan, sized, config)
     return Asked(
         config=config,
         shape=shape,
-        engine=name,
+        engine=str(config["engine"]["name"]),
         python=str(config["engine"].get("python") or sys.executable),
-        store=Path(str(plan.settings["store"])).absolute(),
+        store=Path(str(config["store"])).absolute(),
         checkpoint_bytes=kept,
         checkpoint_files=files,
         paths=paths,
         ports=tuple(sorted(set(_ports(config)))),
         names=tuple(n for n in TOKENS if n in inherit or n in needed),
         needed=needed,
-        nodes=sized.gang.nodes if sized.gang else 1,
-        gpus_per_node=sized.gang.gpus_per_node if sized.gang else 1,
+        nodes=gang.nodes,
+        gpus_per_node=gang.gpus_per_node,
     )
 
 

@@ -1,8 +1,9 @@
 """Sends the probe to every node of a request's cluster, round after round, and has the answers judged.
 
-Guarantees: each round runs on all nodes side by side; a node that does not answer the first one fails and is not waited
-for again; the folder that the nodes meet in is removed, also when it is interrupted; a store that was not there is gone
-again afterwards.
+Guarantees: each round runs on all nodes side by side; a node that does not answer the first one fails and is not given
+that time again; a host of `cluster=ssh` that does not answer is told, whatever else is wrong with the request; the
+folder that the nodes meet in is removed, also when it is interrupted; a store that was not there is gone again
+afterwards.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +28,9 @@ from sweeper.doctor import checks
 from sweeper.doctor.asked import FAIL, WARN, Asked
 from sweeper.doctor.checks import Check
 from sweeper.doctor.probe import MARK
-from sweeper.errors import RequestError
+from sweeper.engines.base import Shape
+from sweeper.errors import Problem, RequestError
+from sweeper.plan.memory import USUAL_GPU_GIB
 from sweeper.trial.records import RecordsError, cannot_write
 
 ARGV = ("{python}", "-I", "-S", "-")
@@ -77,9 +80,9 @@ def run(overrides: Sequence[str], timeout_s: float = 120.0) -> Report:
     try:
         asked = asking.of(overrides)
         cluster = clusters.get(asked.config["cluster"], asked.shape)
-    except RequestError:
+    except RequestError as error:
         # A plan takes all hosts or none; here those that do not answer are what is looked for.
-        if (report := _some(overrides, timeout_s)) is None:
+        if (report := _some(overrides, error, timeout_s)) is None:
             raise
         return report
     try:
@@ -88,28 +91,47 @@ def run(overrides: Sequence[str], timeout_s: float = 120.0) -> Report:
         cluster.close()
 
 
-def _some(overrides: Sequence[str], timeout_s: float) -> Report | None:
-    """The same where hosts of `cluster=ssh` do not answer: they fail, the others are looked at. None: all answer."""
+def _some(overrides: Sequence[str], refused: RequestError, timeout_s: float) -> Report | None:
+    """The same where hosts of `cluster=ssh` do not answer: they fail, the others are looked at, and what is wrong with
+    the request besides fails with them. None: all answer, and what it was refused for is all there is to say."""
     from sweeper.clusters import ssh
     from sweeper.config import schema
     from sweeper.config.compose import compose_points
     from sweeper.config.space import read
 
     config = compose_points(read(overrides).arms)[0].config
-    group = config["cluster"]
-    if schema.check(config) or group["kind"] != "ssh" or ssh.problems(group):
+    group, sections = config["cluster"], {problem.key.partition(".")[0] for problem in schema.check(config)}
+    if "cluster" in sections or group["kind"] != "ssh" or ssh.problems(group):
         return None
     if (found := ssh.partly(group)) is None:
         return None
-    hosts, known = found
     try:
-        if known:
-            return examine(hosts, asking.of([*overrides, *(f"cluster.{k}={v}" for k, v in known.items())]), timeout_s)
-        rounds = _Rounds(hosts, timeout_s)
-        rounds.ask("clock", {})
-        return Report(str(group["name"]), tuple(rounds.nodes), tuple(rounds.silent))
+        if found.shape is None or "engine" in sections:
+            rounds = _Rounds(found.hosts, timeout_s)
+            rounds.ask("clock", {})
+            report = Report(str(group["name"]), tuple(rounds.nodes), (*rounds.silent, *checks.clocks(rounds.clocks)))
+            # Of the cluster it is only the hosts that it was refused for.
+            wrong = tuple(problem for problem in refused.problems if not problem.key.startswith("cluster."))
+        else:
+            asked, wrong = asking.despite([*overrides, *_keys(found.shape)], config, found.shape)
+            report = examine(found.hosts, asked, timeout_s)
     finally:
-        hosts.close()
+        found.hosts.close()
+    return replace(report, checks=(*map(_request, dict.fromkeys([*found.wrong, *wrong])), *report.checks))
+
+
+def _keys(shape: Shape) -> list[str]:
+    """Overrides with which a plan takes that shape and asks no host."""
+    return [
+        f"cluster.device={shape.device}",
+        f"cluster.gpus_per_node={shape.gpus_per_node}",
+        f"cluster.gpu_memory_gib={shape.gpu_memory_gib or USUAL_GPU_GIB}",
+    ]
+
+
+def _request(problem: Problem) -> Check:
+    valid = f" (valid: {problem.valid})" if problem.valid else ""
+    return Check("request", FAIL, f"{problem.what}{valid}", fix=problem.fix)
 
 
 def examine(cluster: Nodes, asked: Asked, timeout_s: float) -> Report:
@@ -121,7 +143,7 @@ def examine(cluster: Nodes, asked: Asked, timeout_s: float) -> Report:
         found += _together(rounds, asked, tuple(answers), timeout_s)
     elif answers:
         found.append(Check("shared store", WARN, "not looked at: some nodes do not answer", fix="mend those first"))
-    rounds.ask("clock", {})
+    rounds.ask("clock", {}, 0.0 if rounds.silent else timeout_s)
     found += checks.clocks(rounds.clocks)
     found += checks.tokens(asked, asking.set_here(asked.names), answers)
     return Report(asked.shape.name, tuple(rounds.nodes), tuple(found))
@@ -198,12 +220,12 @@ class _Rounds:
         self.silent: list[Check] = []
         self.clocks: dict[str, tuple[float, float]] = {}
 
-    def ask(self, name: str, question: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def ask(self, name: str, question: Mapping[str, Any], timeout_s: float | None = None) -> dict[str, dict[str, Any]]:
         """The answers of the nodes that gave one; of those that did not, a failed check is kept."""
         text = json.dumps({**question, "round": name})
         script = f"{self._source}\n\nmain(json.loads({text!r}))\n"
         before = time.time()
-        said = self._cluster.each(list(ARGV), script, self._timeout_s + SPARE_S)
+        said = self._cluster.each(list(ARGV), script, SPARE_S + (self._timeout_s if timeout_s is None else timeout_s))
         after = time.time()
         self.nodes = self.nodes or [answer.node for answer in said]
         found: dict[str, dict[str, Any]] = {}

@@ -61,6 +61,9 @@ def test_hosts_that_answer_are_looked_at_when_another_refuses(tmp_path: Path) ->
         assert bad.node == "gone" and bad.fix.startswith("ssh "), said
         assert [c.state for c in report.checks if c.name == "verl"] == [OK], said
         assert {c.node for c in report.checks if c.name == "disk"} == set(report.nodes[:-1]), said
+        wrong = checkup.run([*line, f"cluster.python={sys.executable}", f"store={tmp_path}", "tp=3"], 300.0)
+        names = {c.name for c in wrong.checks}
+        assert wrong.code == 1 and {"request", "node", "disk", "verl"} <= names, json.dumps(as_dict(wrong), indent=1)
         alone = checkup.run(["cluster=ssh", "cluster.ssh.hosts=[{host: 127.0.0.99}]", *typed], 300.0)
         assert [c.name for c in alone.checks] == ["node"] and alone.code == 1
 

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from sweeper.doctor.asked import FAIL, OK, WARN, Asked
 from sweeper.doctor.checks import Check
 from sweeper.doctor.render import as_dict, table
 from sweeper.engines.base import Shape
+from sweeper.errors import Problem, RequestError
 
 CPU = Shape("fake", "cpu", 1, 1)
 GPU = Shape("fake", "cuda", 2, 8, "H100", 79.6)
@@ -116,6 +118,19 @@ def test_a_node_that_does_not_answer_is_named_with_what_it_said(tmp_path: Path) 
     assert "Connection refused" in bad.said and bad.fix
     assert report.code == 1
     assert any("Connection refused" in line for line in table(report))
+
+
+def test_a_node_that_does_not_answer_is_not_given_all_that_time_again(tmp_path: Path) -> None:
+    given: list[float] = []
+
+    class Timed(Nodes):
+        def each(self, argv: Sequence[str], stdin: str, timeout_s: float) -> list[Answer]:
+            given.append(timeout_s)
+            return super().each(argv, stdin, timeout_s)
+
+    report = checkup.examine(Timed("n1", "n2", silent="n2"), asked(tmp_path), 300.0)
+    assert given == [300.0 + checkup.SPARE_S, checkup.SPARE_S]
+    assert [c.state for c in report.checks if c.name == "clock"] == [OK], "of the one that answers"
 
 
 def test_a_store_that_is_not_shared_is_found(tmp_path: Path) -> None:
@@ -352,6 +367,133 @@ def test_a_wrong_request_is_refused_as_by_a_plan(capsys: pytest.CaptureFixture[s
     assert "a shape and no cluster" in capsys.readouterr().err
     assert main(["doctor", "cluster=nowhere"]) == 2
     assert main(["doctor", "learning_rate=3"]) == 2
+
+
+ABOUT = {
+    "python": [3, 11],
+    "ids": {"GPU-1": "0", "GPU-2": "1"},
+    "hostname": "n1",
+    "gpu": "NVIDIA H100 80GB HBM3",
+    "gpu_memory_gib": 79.6,
+    "available_gib": 900.0,
+    "cores": 64,
+    "user": [0, 0],
+}
+REFUSES = "host {} refuses the connection: no SSH server listens there"
+
+
+class Listed(Nodes):
+    """The hosts n1 and n2 of `cluster=ssh`, of which those in `about` answer."""
+
+    def __init__(self, about: Mapping[str, Mapping[str, Any]]) -> None:
+        super().__init__("n1", "n2")
+        self.about, self.closed = about, False
+        self.python, self.reach = "python3", SimpleNamespace(names=("n1", "n2"))
+
+    def ask_each(self, places: Sequence[int], asked: Mapping[str, Any]) -> dict[int, Any]:
+        return {
+            place: {"about": self.about[name]} if name in self.about else Problem(REFUSES.format(name))
+            for place, name in enumerate(self._nodes)
+        }
+
+    def _one(self, node: str, argv: Sequence[str], stdin: str, timeout_s: float) -> Answer:
+        if node not in self.about:
+            return Answer(node, None, err=REFUSES.format(node))
+        return super()._one(node, argv, stdin, timeout_s)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def listed(
+    monkeypatch: pytest.MonkeyPatch, store: Path, about: Mapping[str, Mapping[str, Any]], *typed: str
+) -> checkup.Report:
+    from sweeper.clusters import ssh
+    from sweeper.config.hydra_app import initialized
+
+    hosts = Listed(about)
+    down = [Problem(REFUSES.format(n), key="cluster.ssh.hosts") for n in ("n1", "n2") if n not in about]
+
+    def connected(*_: Any) -> Any:
+        if down:
+            raise RequestError(down)
+        return hosts, ["10.0.0.1", "10.0.0.2"]
+
+    monkeypatch.setattr(ssh, "reach", lambda *_: hosts)
+    monkeypatch.setattr(ssh, "_connected", connected)
+    line = ["model=qwen7b", "cluster=ssh", "cluster.ssh.hosts=[n1,n2]", "cluster.ssh.config=null", f"store={store}"]
+    try:
+        with initialized():
+            return checkup.run([*line, *typed], 30.0)
+    finally:
+        assert hosts.closed
+
+
+TWO_GPUS = "host n1 has 2 visible GPUs, asked for are 8"
+THREE = "tp=3 does not divide the 28 attention heads"
+SAID = ("cluster.device=cuda", "cluster.gpus_per_node=2", "cluster.gpu_memory_gib=79.6")
+
+
+@pytest.mark.parametrize(
+    ("typed", "about", "told"),
+    [
+        ((), ABOUT, []),
+        (("cluster.gpus_per_node=8",), ABOUT, [TWO_GPUS]),
+        (("tp=3",), ABOUT, [THREE]),
+        (("cluster.gpus_per_node=8", "tp=3"), ABOUT, [TWO_GPUS, THREE]),
+        (("cluster.ssh.hosts=[{host: n1, gpus: 8},n2]",), ABOUT, [TWO_GPUS]),
+        (("keep.last=0",), ABOUT, ["keep.last=0"]),
+        ((*SAID, "tp=3"), ABOUT, [THREE]),
+        (("cluster.device=cuda",), {**ABOUT, "ids": {}, "gpu": "", "gpu_memory_gib": 0.0}, ["has 0 visible GPUs"]),
+        ((), {**ABOUT, "python": [3, 8]}, ["is Python 3.8"]),
+    ],
+)
+def test_a_host_that_is_down_is_told_beside_what_is_wrong_with_the_request(
+    typed: Sequence[str], about: dict[str, Any], told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = listed(monkeypatch, tmp_path / "runs", {"n1": about}, *typed)
+    said = "\n".join(table(report))
+    assert (report.code, report.nodes) == (1, ("n1", "n2")), said
+    (down,) = [c for c in report.checks if c.name == "node"]
+    assert (down.state, down.node) == (FAIL, "n2") and "refuses the connection" in down.said
+    asked_for = [c for c in report.checks if c.name == "request"]
+    assert all(c.state == FAIL for c in asked_for)
+    assert all(any(words in c.said for c in asked_for) for words in told), said
+    assert bool(asked_for) == bool(told), said
+    assert "refuses" not in " ".join(c.said for c in asked_for), "that is the node's"
+    assert all(c.fix for c in asked_for if TWO_GPUS in c.said or THREE in c.said)
+    assert {"verl", "disk", "GPUs", "shared store", "clock"} <= {c.name for c in report.checks if c.node != "n2"}, said
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ((), ""),
+        (("tp=3",), ""),  # what they have is not known, and a plan takes it
+        (("keep.last=0",), "keep.last=0"),
+        (("engine.inherit=5",), "engine.inherit=5"),
+        ((*SAID, "tp=3"), THREE),
+        ((*SAID, "engine.inherit=5"), "engine.inherit=5"),
+    ],
+)
+def test_where_no_host_answers_what_is_known_to_be_wrong_with_the_request_is_told(
+    typed: Sequence[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = listed(monkeypatch, tmp_path, {}, *typed)
+    said = "\n".join(table(report))
+    assert [c.node for c in report.checks if c.name == "node" and c.state == FAIL] == ["n1", "n2"], said
+    asked_for = [c.said for c in report.checks if c.name == "request"]
+    assert bool(asked_for) == bool(told), said
+    assert any(told in text for text in asked_for) or not told, said
+    assert report.code == 1
+
+
+@pytest.mark.parametrize("typed", ["tp=3", "cluster.gpus_per_node=8", "keep.last=0"])
+def test_a_wrong_request_is_only_that_where_all_hosts_answer(
+    typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RequestError):
+        listed(monkeypatch, tmp_path, {"n1": ABOUT, "n2": {**ABOUT, "hostname": "n2"}}, typed)
 
 
 @pytest.mark.real
