@@ -327,7 +327,12 @@ def _settings(plan: Plan) -> Settings:
         keep=Keep.of(config),
         known=not plan.search.samples,
         mixed=len(sizes) > 1,
-        never_reused=frozenset(arm.id for arm in plan.arms if _placement_dims(arm)),
+        never_reused=frozenset(
+            [
+                *(arm.id for arm in plan.arms if _placement_dims(arm)),
+                *(arm for group in plan.alike for arm in group.values),
+            ]
+        ),
     )
 
 
@@ -340,7 +345,7 @@ def _placement_dims(arm: ArmPlan) -> list[str]:
 def _report(plan: Plan, labels: Mapping[str, str]) -> Request:
     searched = {name: None for arm in plan.arms for name in _placement_dims(arm)}
     device = next(iter(plan.shapes.values())).device
-    return Request(_mode(plan), plan.search.objectives, labels, tuple(searched), device)
+    return Request(_mode(plan), plan.search.objectives, labels, tuple(searched), plan.alike, device)
 
 
 # --- what was asked for, then and now ---

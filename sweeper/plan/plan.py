@@ -21,10 +21,11 @@ from sweeper.config.space import SWEEP_LEVEL, read
 from sweeper.engines.base import Shape
 from sweeper.engines.verl import base_config
 from sweeper.errors import Problem, RequestError
-from sweeper.plan import checks, spaces
+from sweeper.plan import alike, checks, spaces
 from sweeper.plan.arms import ArmPlan, Sized
 from sweeper.plan.feasible import Looked, Tally, look, none_left
 from sweeper.plan.maker import Maker
+from sweeper.report.rows import Alike
 from sweeper.search import settings
 from sweeper.search.arm import trial_id
 from sweeper.search.base import Dim
@@ -58,6 +59,8 @@ class Plan:
     pruned: float | None = None
     """Expected share of the search's steps that the scheduler leaves; None where it ends nothing early."""
     notes: tuple[str, ...] = ()
+    alike: tuple[Alike, ...] = ()
+    """Groups of arms that differ in placement only. No two arms differ in nothing."""
 
     @property
     def trials(self) -> list[Trial]:
@@ -197,11 +200,15 @@ class _Builder:
             self.problems += checks.arm(arm, self._search)
         share = None if self.problems else checks.share(arms, self._search)
         self._say()
-        return replace(draft, arms=arms, sized=tuple(sized), pruned=share, notes=tuple(dict.fromkeys(self.notes)))
+        notes = tuple(dict.fromkeys(self.notes))
+        return replace(draft, arms=arms, sized=tuple(sized), pruned=share, notes=notes, alike=groups)
 
     def _say(self) -> None:
         if self._search.scheduler != "none" and self._search.sampler == "none":
             self.notes.append(
+        groups, twice = alike.find(arms)
+        self.problems += twice
+        self.notes += alike.note(groups)
                 f"scheduler={self._search.scheduler} compares the points of an arm, and with search=none each has one"
             )
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from sweeper.search.base import Stop
+from sweeper.search.guard import Flag
 from sweeper.search.history import Curve
 from sweeper.trial.spec import Trial
 
@@ -71,6 +72,21 @@ class Ended(Protocol):
         """`sweep/trial` that it was taken from; empty when it was run here."""
         ...
 
+    @property
+    def flagged(self) -> Flag | None:
+        """What the numerics guard found of its placement."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """Arms that differ from each other in placement only."""
+
+    common: str
+    """The label of what varies in the sweep and is the same in all of them: `algorithm=grpo`; empty: nothing is."""
+    values: Mapping[str, Mapping[str, Any]]
+    """Arm id -> what it differs in: key as typed -> value."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -84,6 +100,8 @@ class Request:
     """Arm id -> its label (`algorithm=grpo`); an arm that is missing is named by its id."""
     placement: tuple[str, ...] = ()
     """Names of the searched dims that are placement (`tp`): they are not quality, and reported apart."""
+    alike: tuple[Alike, ...] = ()
+    """Groups of arms that are compared by their placement, as the values of such a dim are."""
     device: str = "cuda"
     """`cpu`: hours are rank-hours, not GPU-hours."""
 

@@ -149,16 +149,21 @@ class Versus:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What one value of a placement dim did within an arm."""
+    """What one value of a placement did: of a dim within an arm, or of one that tells arms apart."""
 
-    arm: Arm
+    within: str
+    """The arm's label; of arms that differ in placement only what they have in common, empty where nothing is."""
+    arms: tuple[Arm, ...]
+    """Those with that value."""
     dim: str
     value: Any
     tokens_per_s: Mean | None
     score: Mean | None
     """Over the finished candidates with that value, whatever their other values; likewise the throughput."""
+    first: Effect | None
+    """What the first value did; None for the first."""
     against: Difference | None
-    """Scores, against the first value of the dim in this arm; None for the first."""
+    """Scores, against the first value; None for the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +204,7 @@ def standings(outcomes: Iterable[Ended], request: Request) -> Standings:
         arms[candidate.arm].candidates.append(candidate)
     _mark_front(ranked, request)
     ordered = sorted(arms.values(), key=lambda a: _place(a, request.mode))
-    return Standings(request, ordered, ranked, list(_versus(ordered)), list(_effects(ordered, request.placement)))
+    return Standings(request, ordered, ranked, list(_versus(ordered)), list(_effects(ordered, request)))
 
 
 def label_of(outcome: Ended) -> str:
@@ -245,24 +250,35 @@ def _versus(arms: Sequence[Arm]) -> Iterable[Versus]:
                 yield Versus(ahead, other, kind, difference, chosen)
 
 
-def _effects(arms: Sequence[Arm], dims: Sequence[str]) -> Iterable[Effect]:
+def _effects(arms: Sequence[Arm], request: Request) -> Iterable[Effect]:
     for arm in arms:
-        for dim in dims:
-            groups: dict[str, list[Candidate]] = {}
-            values: dict[str, Any] = {}
-            for candidate in arm.candidates:  # not its trials: seeds of one point are not so many points
-                params = candidate.trials[0].trial.params
-                if dim in params:
-                    groups.setdefault(str(params[dim]), []).append(candidate)
-                    values[str(params[dim])] = params[dim]
-            first: list[float] = []
-            for index, (name, value) in enumerate(sorted(values.items(), key=lambda item: _natural(item[1]))):
-                members = groups[name]
-                speeds = [s for c in members if (s := c.tokens_per_s) is not None]
-                scores = [s for c in members if c.complete and (s := c.score) is not None]
-                against = compare(scores, first) if index else None
-                first = first if index else scores
-                yield Effect(arm, dim, value, summarise(speeds), summarise(scores), against)
+        for dim in request.placement:
+            # Of candidates, not of their trials: seeds of one point are not so many points.
+            points = ((c, c.trials[0].trial.params) for c in arm.candidates)
+            yield from _effect(arm.label, dim, [(arm, c, params[dim]) for c, params in points if dim in params])
+    for group in request.alike:
+        there = [arm for arm in arms if arm.id in group.values]
+        for dim in dict.fromkeys(key for values in group.values.values() for key in values):
+            yield from _effect(
+                group.common, dim, [(arm, c, group.values[arm.id].get(dim)) for arm in there for c in arm.candidates]
+            )
+
+
+def _effect(within: str, dim: str, found: Sequence[tuple[Arm, Candidate, Any]]) -> Iterable[Effect]:
+    """One a value, in the order of the values."""
+    groups: dict[str, list[tuple[Arm, Candidate, Any]]] = {}
+    for each in found:
+        groups.setdefault(str(each[2]), []).append(each)
+    first: Effect | None = None
+    before: list[float] = []
+    for members in sorted(groups.values(), key=lambda of: _natural(of[0][2])):
+        speeds = [s for _, c, _ in members if (s := c.tokens_per_s) is not None]
+        scores = [s for _, c, _ in members if c.complete and (s := c.score) is not None]
+        arms = tuple({arm.id: arm for arm, _, _ in members}.values())
+        against = compare(scores, before) if first else None
+        made = Effect(within, arms, dim, members[0][2], summarise(speeds), summarise(scores), first, against)
+        first, before = first or made, before if first else scores
+        yield made
 
 
 def _natural(value: Any) -> tuple[bool, float, str]:
@@ -295,7 +311,8 @@ def as_dict(found: Standings) -> dict[str, Any]:
         ],
         "placement": [
             {
-                "arm": e.arm.id,
+                "arm": e.arms[0].id,
+                "arms": [arm.id for arm in e.arms],
                 "dim": e.dim,
                 "value": e.value,
                 "tokens_per_s": _mean(e.tokens_per_s),

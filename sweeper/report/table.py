@@ -1,7 +1,7 @@
 """The end of a sweep in words and figures: the leaderboard of the arms, the best candidates, what was ended and why.
 
 Guarantees: every trial is counted, and every failure named, however many there are; the best finished candidate is
-marked; where arms cannot be told apart it is said, with how many more seeds would do; final scores and the search's own
+marked, and so is what the numerics guard flagged; where arms cannot be told apart it is said, with how many more seeds would do; final scores and the search's own
 are apart; a sweep of one arm, or of arms of one trial each, is one simple table; plain text without a terminal.
 """
 
@@ -50,6 +50,7 @@ def rows(outcomes: Iterable[Ended], request: Request) -> list[dict[str, object]]
             "gpu_hours": o.gpu_hours,
             "tokens_per_s": o.tokens_per_s,
             "reused": o.reused,
+            "flagged": o.flagged.as_dict() if o.flagged else None,
             "folder": str(o.folder) if o.folder else None,
             "run_id": o.run_id,
             "root_cause": list(o.root_cause),
@@ -83,14 +84,13 @@ def render(outcomes: Iterable[Ended], out: TextIO, request: Request) -> None:
 
 def lines(found: Standings) -> list[str]:
     """What the figures mean, a sentence each."""
-    said = [_versus(v) for v in found.versus]
+    said = [*_flagged([t for arm in found.arms for t in arm.trials]), *(_versus(v) for v in found.versus)]
     if any(v.chosen for v in found.versus):
         said.append(
             "these scores are of the seeds that the best candidates were chosen by, so they are on the high side; "
             "search.final_seeds=5 measures them again"
         )
-    if found.request.placement:
-        said += _placement(found.effects)
+    said += _placement(found.effects)
     if len(found.request.objectives) > 1:
         front = [c.id for c in found.candidates if c.front]
         said.append(f"^ on the Pareto front of {', '.join(found.request.objectives)}: {', '.join(front) or 'none'}")
@@ -107,7 +107,7 @@ def _simple(console: Console, trials: Sequence[Ended], found: Standings) -> None
     for r in shown:
         star = "*" if found.best and r["trial"] == found.best.trials[0].trial.id and len(data) > 1 else " "
         table.add_row(
-            f"{r['trial']}{star}",
+            f"{r['trial']}{star}{'!' if r['flagged'] else ' '}",
             escape(str(r["label"])),
             _state(str(r["state"]), str(r["reason"]), str(r["reused"])),
             _num(r["final_score"]),
@@ -164,7 +164,7 @@ def _candidates(console: Console, found: Standings) -> None:
         finished = sum(t.state == "finished" for t in c.trials)
         reused = ", ".join(t.reused for t in c.trials if t.reused)
         table.add_row(
-            f"{c.id}{mark}{'^' if c.front else ' ' if front else ''}",
+            f"{c.id}{mark}{'^' if c.front else ' ' if front else ''}{'!' if any(t.flagged for t in c.trials) else ' '}",
             *([escape(arms[c.arm])] if many else []),
             escape(c.label),
             _state(c.state, c.reason, reused),
@@ -199,6 +199,12 @@ def _ended_early(console: Console, trials: Sequence[Ended]) -> None:
         console.print(f"  ... and {len(unhealthy) - MAX_DETAILS} more by a health rule", style="dim")
 
 
+def _flagged(trials: Sequence[Ended]) -> list[str]:
+    found = sorted(((t.trial.id, t.flagged) for t in trials if t.flagged), key=lambda each: each[0])
+    said = [f"! {trial}, {flag.text}" for trial, flag in found[:MAX_DETAILS]]
+    return [*said, *([f"! ... and {len(found) - MAX_DETAILS} more flagged trials"] if found[MAX_DETAILS:] else [])]
+
+
 def _versus(v: Versus) -> str:
     d, ahead, other = v.difference, v.ahead.label, v.other.label
     counts = [len(a.final_scores if v.kind == "final" else a.tuning_scores) for a in (v.ahead, v.other)]
@@ -224,20 +230,19 @@ def _versus(v: Versus) -> str:
 
 def _placement(effects: Sequence[Effect]) -> list[str]:
     said = []
-    first: Effect | None = None
     for e in effects:
-        if first is None or (first.arm, first.dim) != (e.arm, e.dim):
-            first = e
         speed = "no throughput known"
         if e.tokens_per_s:
-            speed = f"{e.tokens_per_s.mean:,.0f} tokens/s over {e.tokens_per_s.n} candidates"
-            if e is not first and first.tokens_per_s and first.tokens_per_s.mean > 0:
-                speed += f", {e.tokens_per_s.mean / first.tokens_per_s.mean:.2f} x that of {e.dim}={first.value}"
+            n = e.tokens_per_s.n
+            speed = f"{e.tokens_per_s.mean:,.0f} tokens/s over {n} candidate{'s' * (n != 1)}"
+            if e.first and e.first.tokens_per_s and e.first.tokens_per_s.mean > 0:
+                speed += f", {e.tokens_per_s.mean / e.first.tokens_per_s.mean:.2f} x that of {e.dim}={e.first.value}"
         score = f"score {_mean(e.score)}"
-        if e.against:
+        if e.first and e.against:
             apart = e.against.told_apart
-            score += f", {'not the same as' if apart else 'not told apart from'} {e.dim}={first.value}"
-        said.append(f"placement {e.dim}={e.value} in {e.arm.label}: {speed}; {score}")
+            score += f", {'not the same as' if apart else 'not told apart from'} {e.dim}={e.first.value}"
+        within = f" in {e.within}" if e.within else ""
+        said.append(f"placement {e.dim}={e.value}{within}: {speed}; {score}")
     return said
 
 

@@ -329,3 +329,48 @@ def test_an_experiment_may_choose_the_search(monkeypatch: pytest.MonkeyPatch) ->
     )
     plan = make(["experiment=grpo_vs_ppo", "search=grid"])
     assert [t.params["lr"] for t in plan.trials] == [1e-5, 1e-4]
+
+
+MICRO = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
+
+
+def alike(*lines: str) -> list[tuple[str, dict[str, dict[str, Any]]]]:
+    return [(group.common, {a: dict(v) for a, v in group.values.items()}) for group in make(lines).alike]
+
+
+def test_arms_that_differ_in_placement_only_are_found() -> None:
+    plan = make([f"{MICRO}=4096,8192"])
+    assert [dict(group.values) for group in plan.alike] == [{"0": {MICRO: 4096}, "1": {MICRO: 8192}}]
+    assert any(f"differ in {MICRO} only" in note and "none is reused" in note for note in plan.notes)
+    assert alike(*NODE, "algorithm=grpo,rloo", "tp=1,2") == [
+        ("algorithm=grpo", {"0": {"tp": 1}, "1": {"tp": 2}}),
+        ("algorithm=rloo", {"2": {"tp": 1}, "3": {"tp": 2}}),
+    ]
+    assert alike(*NODE, TPE, LR, KL, "tp=1,2") == [("", {"0": {"tp": 1}, "1": {"tp": 2}})]
+    assert alike(*NODE, "search=grid", "lr=choice(1e-6,1e-5)", "tp=1,2") != []
+
+
+@pytest.mark.parametrize("line", ["algorithm=grpo,rloo", "lr=1e-6,1e-5", "kl=0,1e-3", "seed=1,2", "deterministic=true"])
+def test_arms_that_differ_in_what_they_compute_are_not_alike(line: str) -> None:
+    assert alike(line) == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["kl=0,0.0"], "kl=0 and kl=0.0 are one and the same arm: "),
+        (["kl=0,0.0,-0.0"], "kl=0, kl=0.0 and kl=-0.0 are one and the same arm: "),
+        ([TPE, LR, "kl=0,0.0"], "kl=0 and kl=0.0 are one and the same arm: "),
+        (["algorithm=grpo,ppo", "kl=0,0.0"], "same arm (with algorithm=grpo; algorithm=ppo): "),
+        ([f"{MICRO}=4096,8192", "kl=0,0.0"], f"same arm (with {MICRO}=4096; {MICRO}=8192): "),
+    ],
+)  # fmt: skip
+def test_an_arm_that_is_there_twice_is_refused_by_both_names(lines: list[str], said: str) -> None:
+    found = refused(*lines)
+    assert found.startswith("kl=0") and said in found and "try:   kl=0 alone" in found
+    assert found.count("one and the same") == 1
+
+
+def test_values_that_python_takes_for_equal_are_arms_of_their_own() -> None:
+    plan = make(["+data.extra=1,true"])
+    assert len(plan.trials) == 2 and plan.alike == ()

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from sweeper.engines.base import Progress
 from sweeper.report import table
-from sweeper.report.rows import Request
+from sweeper.report.rows import Alike, Request
 from sweeper.report.standings import standings
 from sweeper.search.base import Stop
+from sweeper.search.guard import Flag
 from sweeper.search.history import Curve
 from sweeper.trial.records import to_json
 from sweeper.trial.spec import Point, Trial
@@ -39,6 +40,7 @@ class FakeOutcome:
     folder: Path | None = None
     run_id: str | None = None
     reused: str = ""
+    flagged: Flag | None = None
 
 
 def outcome(
@@ -198,6 +200,35 @@ def test_a_placement_that_is_searched_is_reported_apart_by_throughput_and_by_sco
     assert [(e["dim"], e["value"], e["tokens_per_s"]["mean"]) for e in effects] == [
         ("tp", 1, 1000.0),
         ("tp", 2, 1500.0),
+    ]
+
+
+def test_arms_that_differ_in_placement_only_are_reported_apart_as_a_searched_placement_is() -> None:
+    outcomes = [
+        outcome("000", 0.50, tokens_per_s=1000.0),
+        outcome("001", 0.52, arm="1", tokens_per_s=1500.0),
+        outcome("002", 0.40, arm="2", tokens_per_s=9000.0),
+    ]
+    asked = Request(arms=ARMS, alike=(Alike("lr=1e-5", {"1": {"tp": 2}, "0": {"tp": 1}}),))
+    text = shown(outcomes, asked)
+    assert "placement tp=1 in lr=1e-5: 1,000 tokens/s over 1 candidate; score 0.500" in text
+    assert "placement tp=2 in lr=1e-5: 1,500 tokens/s over 1 candidate, 1.50 x that of tp=1; score 0.520" in text
+    effects = table.summary(outcomes, asked)["placement"]
+    assert [(e["arm"], e["arms"], e["dim"], e["value"]) for e in effects] == [
+        ("0", ["0"], "tp", 1),
+        ("1", ["1"], "tp", 2),
+    ]
+
+
+def test_each_of_several_placements_is_taken_over_the_values_of_the_others() -> None:
+    outcomes = [outcome(f"00{arm}", 0.5, arm=str(arm), tokens_per_s=1000.0 * (arm + 1)) for arm in range(3)]
+    values = {"0": {"tp": 1, "offload": False}, "1": {"tp": 1, "offload": True}, "2": {"tp": 2, "offload": True}}
+    effects = table.summary(outcomes, Request(arms=ARMS, alike=(Alike("", values),)))["placement"]
+    assert [(e["dim"], e["value"], sorted(e["arms"]), e["tokens_per_s"]["mean"]) for e in effects] == [
+        ("tp", 1, ["0", "1"], 1500.0),
+        ("tp", 2, ["2"], 3000.0),
+        ("offload", False, ["0"], 1000.0),
+        ("offload", True, ["1", "2"], 2500.0),
     ]
 
 
