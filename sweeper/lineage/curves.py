@@ -8,13 +8,16 @@ values. Nothing is imported beyond the standard library.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sweeper.engines.base import Engine
 from sweeper.trial.records import Tail
+
+if TYPE_CHECKING:
+    from sweeper.lineage.find import Found
 
 Curves = Mapping[int, Mapping[str, float]]
 """Step -> name of the metric -> value."""
@@ -58,13 +61,18 @@ class Compared:
         return self.partings[0] if self.partings else None
 
 
-def read(files: Iterable[Path], engine: Engine, config: Mapping[str, Any]) -> dict[int, dict[str, float]]:
-    """The metrics files of one run's attempts, oldest first, as one curve.
+def read(
+    files: Iterable[Path], engine: Engine, config: Mapping[str, Any], earlier: Curves | None = None
+) -> dict[int, dict[str, float]]:
+    """The metrics files of one run's attempts, oldest first, as one curve; a file that is not there has no steps.
+
+    Args:
+        earlier: what is known from elsewhere of the attempts before those of the files.
 
     Raises:
         RecordsError: a file is there and cannot be read.
     """
-    found: dict[int, dict[str, float]] = {}
+    found = {step: dict(values) for step, values in (earlier or {}).items()}
     for file in files:
         this: dict[int, dict[str, float]] = {}
         for line in Tail(file).read():
@@ -80,9 +88,20 @@ def read(files: Iterable[Path], engine: Engine, config: Mapping[str, Any]) -> di
     return found
 
 
-def scores(files: Iterable[Path], engine: Engine, config: Mapping[str, Any]) -> dict[int, float]:
-    """The validation scores of one run, by step."""
-    found: dict[int, float] = {}
+def of(run: Found, engine: Engine) -> dict[int, dict[str, float]]:
+    """The curve of a run, of all its attempts.
+
+    Raises:
+        RecordsError: a metrics file is there and cannot be read.
+    """
+    return read(run.metrics, engine, run.document["config"], run.earlier)
+
+
+def scores(
+    files: Iterable[Path], engine: Engine, config: Mapping[str, Any], earlier: Mapping[int, float] | None = None
+) -> dict[int, float]:
+    """The validation scores of one run, by step; `earlier` as `read` has it."""
+    found = dict(earlier or {})
     for file in files:
         for line in Tail(file).read():
             progress = engine.progress(line, dict(config))
@@ -91,11 +110,11 @@ def scores(files: Iterable[Path], engine: Engine, config: Mapping[str, Any]) -> 
     return found
 
 
-def compare(a: Curves, b: Curves, ignored: Callable[[str], bool]) -> Compared:
+def compare(a: Curves, b: Curves, ignored: Callable[[str], bool], unsigned: Collection[int] = ()) -> Compared:
     """Every value of the steps that both curves have, but for the metrics that are `ignored`.
 
     A metric that one run has at a step and the other has not is a difference. Steps that only one of them has are
-    listed, not judged here.
+    listed, not judged here. `unsigned`: steps at which a zero's sign is not known of one of them.
     """
     partings: list[Parting] = []
     values = 0
@@ -107,7 +126,7 @@ def compare(a: Curves, b: Curves, ignored: Callable[[str], bool]) -> Compared:
                 continue
             values += 1
             x, y = one.get(metric), other.get(metric)
-            if not same(x, y):
+            if not same(x, y) and not (x == y == 0 and step in unsigned):
                 partings.append(Parting(step, metric, x, y))
     return Compared(
         len(both), values, tuple(partings), tuple(sorted(a.keys() - b.keys())), tuple(sorted(b.keys() - a.keys()))

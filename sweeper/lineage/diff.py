@@ -119,11 +119,12 @@ def diff(a: Found, b: Found) -> Diff:
 
 def _curves(a: Found, b: Found) -> tuple[curves.Compared | None, list[str]]:
     engine = engines.get(str(a.document["environment"]["engine"]["name"]))
-    found = [curves.read(run.metrics, engine, run.document["config"]) for run in (a, b)]
+    found = [curves.of(run, engine) for run in (a, b)]
     missing = [run.name for run, curve in zip((a, b), found, strict=True) if not curve]
     if missing:
         return None, [f"{name} has no metrics, so the curves were not compared" for name in missing]
-    return curves.compare(found[0], found[1], engine.of_machine), []
+    unsigned = {*a.earlier, *b.earlier}
+    return curves.compare(found[0], found[1], engine.of_machine, unsigned), []
 
 
 def leaves(

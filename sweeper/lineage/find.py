@@ -1,18 +1,20 @@
 """Which run a user means: an MLflow run id, SWEEP/TRIAL[/ATTEMPT] of a store, or a lineage.json.
 
 Guarantees: nothing is changed where the runs are; what MLflow has is fetched into the cache, so that a run is found
-although its records are gone; a name that fits several runs or none is refused with those that are there, exit code 2.
-MLflow is imported only for an MLflow id.
+although its records are gone, with the steps of all its attempts; a name that fits several runs or none is refused with
+those that are there, exit code 2. MLflow is imported only for an MLflow id.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,10 @@ class Found:
     document: Mapping[str, Any]
     metrics: tuple[Path, ...]
     """The metrics files of the trial's attempts up to this one, oldest first; they may not be there."""
+    earlier: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    """Steps of attempts whose metrics file is not among `metrics`, as MLflow has them: a zero without its sign."""
+    earlier_scores: Mapping[int, float] = field(default_factory=dict)
+    """Likewise the validation scores."""
 
     @property
     def name(self) -> str:
@@ -178,7 +184,7 @@ def _listed(names: Sequence[str], between: str) -> str:
 def _from_mlflow(run: str, uri: str | None) -> Found:
     """Fetch the record, the patch and the metrics of an MLflow run into the cache; the same run is fetched anew.
 
-    The metrics are those of its latest attempt, which is the file that the run has.
+    The file of metrics is that of its latest attempt. Steps of those before it are only among the run's own metrics.
     """
     from sweeper.tracking import mlflow as tracker
     from sweeper.tracking.store import absolute, quiet, reason, shown, sqlite_file
@@ -213,11 +219,47 @@ def _from_mlflow(run: str, uri: str | None) -> Found:
             client.download_artifacts(run, name, str(aside))
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
+        found = load(target / RECORD)
+        whole = found.document["run"]["attempt"] == 1 and METRICS in names
+        return found if whole else _with_earlier(found, client, run, sorted(info.data.metrics))
     except (MlflowException, OSError) as error:
-        raise _no_run(run, f"its artifacts cannot be read ({reason(error)})", "--uri URI") from error
+        raise _no_run(run, f"what it has cannot be read ({reason(error)})", "--uri URI") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return load(target / RECORD)
+
+
+def _with_earlier(found: Found, client: Any, run: str, metrics: Sequence[str]) -> Found:
+    """The run with the steps up to the first one of its metrics file, of MLflow's own metrics of those names.
+
+    Only steps that were sent whole: the marker is the last value of a step.
+    """
+    from sweeper import engines
+    from sweeper.lineage import curves
+    from sweeper.search.history import Curve
+    from sweeper.tracking import names
+    from sweeper.tracking.store import MARKER
+
+    engine = engines.get(str(found.document["environment"]["engine"]["name"]))
+    own = curves.read(found.metrics, engine, found.document["config"])
+    first = min(own, default=math.inf)
+    trainers = {name for values in own.values() for name in values}
+    said = {names.encode(name): name for name in trainers}  # a name that was cut cannot be decoded
+    ours = {MARKER, "score", "reward", *Curve().summary()} - trainers
+    whole = {point.step for point in client.get_metric_history(run, MARKER)} if MARKER in metrics else set()
+    steps: dict[int, dict[str, float]] = {step: {} for step in sorted(whole) if step <= first}
+    scores: dict[int, float] = {}
+    for name in metrics:
+        key = said.get(name) or names.decode(name)
+        for point in client.get_metric_history(run, name):
+            if point.step not in steps:
+                continue
+            # MLflow's database has no infinities: they are its largest number.
+            value = math.copysign(math.inf, point.value) if abs(point.value) == sys.float_info.max else point.value
+            if key not in ours:
+                steps[point.step].setdefault(key, value)
+            if key == "score":
+                scores.setdefault(point.step, value)
+    return replace(found, earlier=steps, earlier_scores=scores)
 
 
 def _no_run(run: str, why: str, fix: str) -> RequestError:

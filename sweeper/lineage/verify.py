@@ -148,12 +148,13 @@ def judge_exact(found: Found, again: Found) -> Report:
     """Every metric of every recorded step, but for those that measure the machine, bit for bit.
 
     Steps that the new run has beyond the recorded ones are not judged: a run that was ended early is reproduced whole.
-    A recorded step that the new run has not is a difference.
+    A recorded step that the new run has not is a difference. Without the metrics of a step before the last recorded one
+    nothing passes.
     """
     engine = _engine(found)
-    recorded, new = (curves.read(run.metrics, engine, run.document["config"]) for run in (found, again))
+    recorded, new = curves.of(found, engine), curves.of(again, engine)
     of = {"against": again.name, "lineage": str(again.path)}
-    compared = curves.compare(recorded, new, engine.of_machine)
+    compared = curves.compare(recorded, new, engine.of_machine, {*found.earlier, *again.earlier})
     for run, curve in ((found, recorded), (again, new)):
         if not curve:
             why = f"{run.name} has no metrics: {run.metrics[-1]} is missing or empty"
@@ -161,7 +162,8 @@ def judge_exact(found: Found, again: Found) -> Report:
     if not compared.values:
         why = f"{again.name} has none of its steps, or only what measures the machine: nothing was compared"
         return Report("exact", found.name, "unjudged", why, of)
-    if why := _unlike_its_curve(found, recorded, engine):
+    lost = _lost(found, recorded, compared.only_b)
+    if not lost and (why := _unlike_its_curve(found, recorded, engine)):
         return Report("exact", found.name, "fail", why, of)
     facts = {
         **of,
@@ -171,18 +173,46 @@ def judge_exact(found: Found, again: Found) -> Report:
         "differences": [p.as_dict() for p in compared.partings[:1000]],
         "missing_steps": list(compared.only_a),
         "further_steps": list(compared.only_b),
+        "lost_steps": lost,
+        "from_mlflow": sorted(recorded.keys() & found.earlier.keys()),
     }
+    verdict, why, lines = _verdict(found, again, compared, lost)
+    return Report("exact", found.name, verdict, why, facts, lines)
+
+
+def _verdict(
+    found: Found, again: Found, compared: curves.Compared, lost: Sequence[int]
+) -> tuple[str, str, tuple[str, ...]]:
+    """What two curves say: verdict, why, and more for people."""
     missing = compared.only_a
     if compared.first is not None and not (missing and missing[0] < compared.first.step):
         more = len(compared.partings) - 1
         why = f"they part at {compared.first} (recorded and again); {more} more values differ"
-        return Report("exact", found.name, "fail", why, facts, tuple(f"  {p}" for p in compared.partings[1:SHOWN]))
+        return "fail", why, tuple(f"  {p}" for p in compared.partings[1:SHOWN])
     if missing:
-        why = f"{again.name} has no step {curves.span(missing)} that was recorded"
-        return Report("exact", found.name, "fail", why, facts)
-    beyond = f"; it goes on to step {compared.only_b[-1]}, which is not judged" if compared.only_b else ""
-    why = f"all {compared.values} values of {compared.steps} steps are the same to the last bit{beyond}"
-    return Report("exact", found.name, "pass", why, facts)
+        return "fail", f"{again.name} has no step {curves.span(missing)} that was recorded", ()
+    same = f"all {compared.values} values of {compared.steps} steps are the same to the last bit"
+    if not lost:
+        beyond = f"; it goes on to step {compared.only_b[-1]}, which is not judged" if compared.only_b else ""
+        return "pass", same + beyond, ()
+    said = f"step{'s' * (len(lost) > 1)} {curves.span(lost)}"
+    gone = ", ".join(str(path) for path in found.metrics if not path.exists())
+    why = f"the metrics of {said} are not there to be compared{gone and f': there is no {gone}'}; else {same}"
+    sync = f"sweeper sync {found.document['run']['sweep']}"
+    return (
+        "unjudged",
+        why,
+        (f"  try:   name the run by its MLflow run id   (it has all steps; `{sync}` sends the rest)",),
+    )
+
+
+def _lost(found: Found, recorded: curves.Curves, only_new: Sequence[int]) -> list[int]:
+    """Steps that the run has done and that no metrics are left of: those that a run of the same config has before its
+    last one, and the end that its record tells of where its own file is gone."""
+    last = max(recorded)
+    done = (found.document["result"] or {}).get("step")
+    tail = range(last + 1, done + 1) if done is not None and not found.metrics[-1].exists() else ()
+    return [*(step for step in only_new if step < last), *tail]
 
 
 def _unlike_its_curve(found: Found, recorded: curves.Curves, engine: Engine) -> str:
@@ -194,7 +224,7 @@ def _unlike_its_curve(found: Found, recorded: curves.Curves, engine: Engine) -> 
     step = result.get("step")
     if step is not None and max(recorded) < step:
         return f"result.step: {step} is recorded, and the metrics end at step {max(recorded)}"
-    measured = curves.scores(found.metrics, engine, found.document["config"])
+    measured = curves.scores(found.metrics, engine, found.document["config"], found.earlier_scores)
     last = measured[max(measured)] if measured else None
     if not curves.same(number(result.get("score")), last):
         return f"result.score: {result.get('score')} is recorded, and the last in the metrics is {curves.shown(last)}"

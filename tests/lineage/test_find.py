@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 from records_fake import CURVE, fake_run
 
+from sweeper import engines
 from sweeper.cli.main import main
 from sweeper.errors import RequestError
+from sweeper.lineage import curves
 from sweeper.lineage.find import find, load
+from sweeper.lineage.verify import judge_exact
+from sweeper.search.history import Curve
+from sweeper.tracking.base import measured
+from sweeper.tracking.mlflow import MlflowTracker
 
 
 @pytest.fixture
@@ -126,6 +133,48 @@ class TestMlflow:
         assert found.name == "s/000/1"
         assert len(found.metrics[0].read_text().splitlines()) == len(CURVE)
         assert find(run, tmp_path / "nothing", uri).path == found.path, "it may be asked for again"
+
+    def tracked(self, uri: str, *attempts: Path) -> str:
+        """Those attempts of s/000, told to the tracker as the controller does it; the run's id."""
+        engine, tracker = engines.get("verl"), MlflowTracker(uri, warn=pytest.fail)
+        tracker.sweep_started("s", "p", {"sweeper.folder": str(attempts[0].parents[3])}, {})
+        for number, path in enumerate(attempts, 1):
+            metrics, config = path.with_name("metrics.jsonl"), load(path).document["config"]
+            tracker.trial_started("000", "s/000", {"config": config}, {"attempt": str(number)}, [path])
+            seen = Curve()
+            for line in map(json.loads, metrics.read_text().splitlines()):
+                progress = engine.progress(line, config)
+                assert progress is not None
+                seen.add(progress)
+                tracker.metrics("000", progress.step, measured(progress), float(number))
+            summary = {k: v for k, v in seen.summary().items() if v is not None}
+            tracker.trial_ended("000", "finished", summary, [path, metrics])
+        tracker.sweep_ended("finished")
+        assert tracker.close(60.0)
+        return tracker.run_ids()["000"]
+
+    def test_the_steps_of_earlier_attempts_come_from_mlflows_own_metrics(
+        self, store: Path, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path / "cache"))
+        inf, nan, score = float("inf"), float("nan"), "val-core/x/acc/mean@1"
+        odd = {"actor/loss": -0.0, "actor/x": inf, "actor/y": nan, "actor/z": 0.1 + 0.2}
+        whole = {1: {**CURVE[1], **odd}, 2: {**CURVE[2], "actor/loss": math.nextafter(0.2, 1.0)}, 3: CURVE[3]}
+        first = fake_run(store, "s/000", metrics={1: whole[1], 2: whole[2]})
+        # The second begins with a validation of the checkpoint of step 2, as verl does.
+        second = fake_run(store, "s/000", attempt=2, metrics={2: {score: CURVE[2][score]}, 3: whole[3]})
+        run = self.tracked(uri, first, second)
+        found = find(run, tmp_path / "nothing", uri)
+        assert found.name == "s/000/2" and len(found.metrics) == 1
+        expected = curves.of(load(second), engines.get("verl"))
+        compared = curves.compare(curves.of(found, engines.get("verl")), expected, lambda _: False, found.earlier)
+        assert compared.steps == 3 and not compared.partings and not compared.only_a and not compared.only_b
+        again = load(fake_run(store, "again/000", metrics=whole))
+        report = judge_exact(found, again)
+        assert report.verdict == "pass", report.text()
+        other = load(fake_run(store, "other/000", metrics={**whole, 1: {**whole[1], "actor/z": 0.3}}))
+        report = judge_exact(found, other)
+        assert report.verdict == "fail" and "step 1, actor/z: 0.30000000000000004 and 0.3" in report.why
 
     def test_a_run_without_a_record_says_how_to_send_it(self, store: Path, uri: str, tmp_path: Path) -> None:
         run = self.logged(uri, tmp_path / "runs/s/trials/000/attempt-1/lineage.json")

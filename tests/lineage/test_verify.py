@@ -58,6 +58,48 @@ class TestExact:
         report = verify.judge_exact(early, run(tmp_path, "again/000"))
         assert report.verdict == "pass" and "goes on to step 3" in report.why
 
+    def resumed(self, tmp_path: Path, *, first: dict[int, Any] | None = None) -> tuple[Found, Path]:
+        """A run of two attempts, and the metrics of the first."""
+        path = fake_run(tmp_path, "s/000", metrics={1: CURVE[1], 2: CURVE[2]} if first is None else first)
+        return run(tmp_path, "s/000", attempt=2, metrics={3: CURVE[3]}), path.with_name("metrics.jsonl")
+
+    def test_a_run_of_two_attempts_is_judged_whole(self, tmp_path: Path) -> None:
+        found, _ = self.resumed(tmp_path)
+        report = verify.judge_exact(found, run(tmp_path, "again/000"))
+        assert report.verdict == "pass" and report.facts["steps"] == 3
+        report = verify.judge_exact(found, run(tmp_path, "other/000", metrics=altered(1, "actor/loss", 9.0)))
+        assert report.verdict == "fail" and "step 1, actor/loss" in report.why
+
+    def test_without_the_metrics_of_an_earlier_attempt_nothing_passes(self, tmp_path: Path) -> None:
+        found, first = self.resumed(tmp_path)
+        first.unlink()
+        report = verify.judge_exact(found, run(tmp_path, "again/000", metrics=altered(1, "actor/loss", 9.0)))
+        assert (report.verdict, report.code) == ("unjudged", 2)
+        assert "steps 1 to 2 are not there" in report.why and str(first) in report.why
+        assert report.facts["lost_steps"] == [1, 2] and "sweeper sync s" in report.text()
+        alone = tmp_path / "alone"  # as whoever is given only the record and its metrics has it
+        alone.mkdir()
+        for name in ("lineage.json", "metrics.jsonl"):
+            shutil.copy(found.path.with_name(name), alone / name)
+        report = verify.judge_exact(
+            load(alone / "lineage.json"), load(tmp_path / "again/trials/000/attempt-1/lineage.json")
+        )
+        assert report.verdict == "unjudged" and report.facts["lost_steps"] == [1, 2]
+        report = verify.judge_exact(found, run(tmp_path, "other/000", metrics=altered(3, "actor/loss", 9.0)))
+        assert report.verdict == "fail", "what is there and differs is a fail all the same"
+
+    def test_without_the_metrics_of_the_last_attempt_nothing_passes(self, tmp_path: Path) -> None:
+        found, _ = self.resumed(tmp_path)
+        found.path.with_name("metrics.jsonl").unlink()
+        report = verify.judge_exact(found, run(tmp_path, "again/000"))
+        assert report.verdict == "unjudged" and "step 3 are not there" in report.why
+
+    def test_an_attempt_that_never_had_a_step_is_not_missed(self, tmp_path: Path) -> None:
+        first = fake_run(tmp_path, "s/000", metrics={})
+        first.with_name("metrics.jsonl").unlink()
+        found = run(tmp_path, "s/000", attempt=2)
+        assert verify.judge_exact(found, run(tmp_path, "again/000")).verdict == "pass"
+
     @pytest.mark.parametrize(
         ("claim", "named"),
         [
