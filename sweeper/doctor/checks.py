@@ -7,8 +7,8 @@ cluster.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sweeper.doctor.asked import FAIL, OK, WARN, Asked
@@ -49,6 +49,36 @@ def looked(answers: Answers, asked: Asked) -> Iterator[Check]:
     yield from _disk(answers, asked)
     yield from _paths(answers, asked)
     yield from _ports(answers, asked)
+
+
+# --- nodes that are not there yet ---
+
+
+def made_for_a_trial(kind: str, elsewhere: str) -> Iterator[Check]:
+    """Of the nodes of a queue; `elsewhere`: in the queue's words, why nothing can be asked there."""
+    what = (
+        f"not looked at: {kind} makes them for a trial, and there are none before it. What can be told from here is "
+        f"below; {elsewhere}"
+    )
+    fix = "trainer.total_training_steps=1   (a trial of one step compares its nodes as it starts, and shows the rest)"
+    yield Check("nodes", WARN, what, fix=fix)
+
+
+def from_here(answers: Answers, asked: Asked, unmounted: Collection[str]) -> Iterator[Check]:
+    """What this machine sees of the store, which it shares with them, and of paths, which they may have otherwise.
+
+    `unmounted`: of the paths, those that lie on nothing that the nodes are known to mount.
+    """
+    yield from _disk(answers, asked)
+    for check in _paths(answers, asked):
+        if check.state != OK:
+            yield replace(check, state=WARN)
+        elif check.said in unmounted:
+            what = f"{check.said}: here, and on nothing that its nodes are known to mount"
+            fix = "have it on the store's filesystem (SWEEPER_CACHE=... for what a sweep makes), or in the image"
+            yield replace(check, state=WARN, said=what, fix=fix)
+        else:
+            yield check
 
 
 # --- software ---

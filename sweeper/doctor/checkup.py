@@ -3,7 +3,7 @@
 Guarantees: each round runs on all nodes side by side; a node that does not answer the first one fails and is not given
 that time again; a host of `cluster=ssh` that does not answer is told, whatever else is wrong with the request; the
 folder that the nodes meet in is removed, also when it is interrupted; a store that was not there is gone again
-afterwards.
+afterwards. Where nodes are only made for a trial (`clusters.queued`), nothing of them is taken for well or for ill.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import re
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,12 +24,14 @@ from typing import Any, Protocol
 
 from sweeper import clusters
 from sweeper.clusters.base import Answer
+from sweeper.clusters.local import run_here
+from sweeper.clusters.queued import QueueCluster
 from sweeper.doctor import asked as asking
 from sweeper.doctor import checks
-from sweeper.doctor.asked import FAIL, WARN, Asked
+from sweeper.doctor.asked import FAIL, OK, WARN, Asked
 from sweeper.doctor.checks import Check
 from sweeper.doctor.probe import MARK
-from sweeper.engines.base import Shape
+from sweeper.engines.base import Gang, Job, Shape
 from sweeper.errors import Problem, RequestError
 from sweeper.plan.memory import USUAL_GPU_GIB
 from sweeper.trial.records import RecordsError, cannot_write
@@ -136,6 +139,8 @@ def _request(problem: Problem) -> Check:
 
 def examine(cluster: Nodes, asked: Asked, timeout_s: float) -> Report:
     """The rounds."""
+    if isinstance(cluster, QueueCluster):
+        return _from_here(cluster, asked, timeout_s)
     rounds = _Rounds(cluster, timeout_s)
     answers = rounds.ask("look", _look(asked, timeout_s))
     found = [*rounds.silent, *checks.looked(answers, asked)]
@@ -147,6 +152,36 @@ def examine(cluster: Nodes, asked: Asked, timeout_s: float) -> Report:
     found += checks.clocks(rounds.clocks)
     found += checks.tokens(asked, asking.set_here(asked.names), answers)
     return Report(asked.shape.name, tuple(rounds.nodes), tuple(found))
+
+
+def _from_here(cluster: QueueCluster, asked: Asked, timeout_s: float) -> Report:
+    """The same where nodes are made for a trial: what this machine can tell of it."""
+    rounds = _Rounds(_Here(), timeout_s)
+    # What else the probe would look at is the nodes' own, and fails in its place.
+    store = {"folders": [str(asked.store)], "paths": list(asked.paths), "ports": [], "names": []}
+    answers = rounds.ask("look", store)
+    job = Job((), {}, (), {}, Gang(asked.nodes, asked.gpus_per_node), asked.python, "", 0, image=asked.image or None)
+    refused = cluster.unready(job, asked.store / "NAME" / "trials" / "000" / "attempt-1")
+    # It says so of any folder; where it refuses the store's, maybe for another reason, that is mended first.
+    unmounted = [path for path in asked.paths if not refused and cluster.unready(job, Path(path))]
+    found = [
+        *rounds.silent,
+        *checks.made_for_a_trial(cluster.kind, cluster.elsewhere),
+        # Who opened it has asked: a server that does not answer would have been an error.
+        Check("server", OK, f"it answers, lets us in and has what cluster.{cluster.kind} names"),
+        Check("submission", FAIL if refused else OK, refused or "its nodes mount what the store lies on"),
+        *checks.from_here(answers, asked, unmounted),
+        *checks.tokens(asked, asking.set_here(asked.names), {}),
+    ]
+    names = [answer.node for answer in cluster.each((), "", 0.0)]
+    return Report(asked.shape.name, tuple(names), tuple(found))
+
+
+class _Here:
+    """This machine as the only node."""
+
+    def each(self, argv: Sequence[str], stdin: str, timeout_s: float) -> list[Answer]:
+        return [run_here("here", [sys.executable if word == "{python}" else word for word in argv], stdin, timeout_s)]
 
 
 def _look(asked: Asked, timeout_s: float) -> dict[str, Any]:

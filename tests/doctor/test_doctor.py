@@ -496,6 +496,81 @@ def test_a_wrong_request_is_only_that_where_all_hosts_answer(
         listed(monkeypatch, tmp_path, {"n1": ABOUT, "n2": {**ABOUT, "hostname": "n2"}}, typed)
 
 
+DSTACK = ("cluster=dstack", "cluster.dstack.volumes=[{0}:{0}]")
+KUBERAY = ("cluster=kuberay", "cluster.kuberay.mount={0}", "cluster.kuberay.claim=store")
+
+
+def queued(
+    monkeypatch: pytest.MonkeyPatch, mount: Path, line: Sequence[str], *typed: str
+) -> tuple[checkup.Report, dict[str, list[Check]]]:
+    """Of a queue that nothing is asked: that it answers is found when it is opened."""
+    from sweeper import clusters
+    from sweeper.clusters import dstack, kuberay
+    from sweeper.config.hydra_app import initialized
+
+    made = {"dstack": dstack.DstackCluster, "kuberay": kuberay.KubeRayCluster}
+    monkeypatch.setattr(clusters, "get", lambda group, shape: made[group["kind"]](group, shape, object()))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    words = [word.format(mount) for word in line]
+    common = ["model=qwen7b", "engine.image=some/verl:1", "engine.python=python3", f"store={mount}/runs"]
+    with initialized():
+        report = checkup.run([*common, *words, *typed], 30.0)
+    by_name: dict[str, list[Check]] = {}
+    for check in report.checks:
+        by_name.setdefault(check.name, []).append(check)
+    return report, by_name
+
+
+@pytest.mark.parametrize("line", [DSTACK, KUBERAY], ids=["dstack", "kuberay"])
+def test_nodes_that_are_only_made_for_a_trial_are_no_failure(
+    line: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What a checkpoint of this model takes is more than a laptop has.
+    report, by_name = queued(monkeypatch, tmp_path, line, "trainer.save_freq=-1")
+    said = "\n".join(table(report))
+    assert report.code == 0, said
+    assert report.nodes == ("node 0", "node 1")
+    (nodes,) = by_name["nodes"]
+    assert nodes.state == WARN and "makes them for a trial" in nodes.said and nodes.fix, said
+    assert "--timeout" not in said and "no answer" not in said and "all-reduce" not in said
+    assert [c.state for name in ("server", "submission", "disk") for c in by_name[name]] == [OK] * 3, said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("line", [DSTACK, KUBERAY], ids=["dstack", "kuberay"])
+def test_what_can_be_told_of_a_queue_from_here_still_fails(
+    line: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = "trainer.save_freq=-1"
+    report, by_name = queued(
+        monkeypatch, tmp_path, line, small, "trainer.logger=[console,wandb]", "store=/elsewhere/runs"
+    )
+    assert report.code == 1
+    assert {c.name for c in report.checks if c.state == FAIL} == {"WANDB_API_KEY", "submission"}
+    assert "/elsewhere/runs" in by_name["submission"][0].said and "store=" in by_name["submission"][0].said
+
+
+def test_a_path_that_is_not_here_or_not_mounted_may_be_where_the_nodes_will_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = asked(tmp_path, paths=("/models/qwen7b", "/store/rows", "/here/rows"))
+    disk = {"at": "/", "free": 0, "inodes": None, "writable": True}
+    paths = {"/models/qwen7b": {"error": "it is not there"}, "/store/rows": {}, "/here/rows": {}}
+    answers = {"here": {"disk": {str(tmp_path): disk}, "paths": paths}}
+    found = {c.said.split(":")[0]: c.state for c in checks.from_here(answers, question, ["/here/rows"])}
+    assert found.pop("0.0 GB free at /") == FAIL
+    assert found == {"/models/qwen7b": WARN, "/store/rows": OK, "/here/rows": WARN}
+    rows = tmp_path / "else" / "rows.jsonl"
+    rows.parent.mkdir()
+    row = {"data_source": "x", "prompt": [{"role": "user", "content": "1+1?"}], "reward_model": {"ground_truth": "2"}}
+    rows.write_text(f"{json.dumps(row)}\n" * 2048)
+    typed = ["trainer.save_freq=-1", f"data.train_files={rows}", f"data.val_files={rows}"]
+    for mount, wanted in ((tmp_path, OK), (tmp_path / "store", WARN)):
+        report, by_name = queued(monkeypatch, mount, DSTACK, *typed)
+        assert report.code == 0
+        assert {c.state for c in by_name["path"]} == {wanted}, by_name["path"]
+
+
 @pytest.mark.real
 def test_the_engines_torch_reduces_over_two_nodes(tmp_path: Path) -> None:
     report = checkup.examine(FakeCluster("localhost", "127.0.0.1"), asked(tmp_path), 600.0)  # type: ignore[arg-type]
