@@ -108,6 +108,7 @@ def status(args: argparse.Namespace) -> int:
 
     from sweeper.errors import SweeperError
     from sweeper.report.events import duration
+    from sweeper.search.guard import Flag
     from sweeper.trial.ledger import Ledger, holder
     from sweeper.trial.records import store_flag, to_json
 
@@ -152,7 +153,11 @@ def status(args: argparse.Namespace) -> int:
                 took = duration(s.elapsed_s) if s.elapsed_s else ""
                 why = f"  ({s.reason})" if s.state in ("pruned", "failed") and s.reason else ""
                 why = f"  (reused: {s.reused})" if s.reused else why
-                print(f"  {trial}  {s.state:9} score {score}  step {step}  {took}  {s.label}{why}".rstrip())
+                flag = Flag.of(s.flagged)
+                mark = "!" if flag else " "
+                print(f"  {trial}{mark} {s.state:9} score {score}  step {step}  {took}  {s.label}{why}".rstrip())
+                if flag:
+                    print(f"    ! {flag.text}")
     return 1 if damaged else 0
 
 

@@ -1,8 +1,9 @@
 """The end of a sweep in words and figures: the leaderboard of the arms, the best candidates, what was ended and why.
 
 Guarantees: every trial is counted, and every failure named, however many there are; the best finished candidate is
-marked, and so is what the numerics guard flagged; where arms cannot be told apart it is said, with how many more seeds would do; final scores and the search's own
-are apart; a sweep of one arm, or of arms of one trial each, is one simple table; plain text without a terminal.
+marked (`*`), and so is what the numerics guard flagged (`!`, with a note each); where arms cannot be told apart it is
+said, with how many more seeds would do; final scores and the search's own are apart; a sweep of one arm, or of arms of
+one trial each, is one simple table; plain text without a terminal.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 from sweeper.checkpoints.keep import Keep
 from sweeper.checkpoints.retention import Retention
 from sweeper.clusters.base import Attempt, Cluster, Exit
-from sweeper.engines.base import AttemptPaths, Engine, Failure, Gang, Job, Progress
+from sweeper.engines.base import AttemptPaths, Config, Engine, Failure, Gang, Job, Progress
 from sweeper.errors import SweeperError
 from sweeper.lineage import document
 from sweeper.lineage.record import Donor, Recorder
@@ -29,8 +29,8 @@ from sweeper.report.events import Display
 from sweeper.search.admission import Admission, Held, Waiting
 from sweeper.search.arm import ArmSearch, Candidate, final_id
 from sweeper.search.base import Fork, Stop, Verdict
+from sweeper.search.guard import Flag, Guard
 from sweeper.search.outcome import SPEEDS, Outcome
-from sweeper.search.placement import Guard
 from sweeper.search.running import Running, explain, scores, there
 from sweeper.search.signals import Signals
 from sweeper.search.stops import Health
@@ -115,7 +115,7 @@ class Controller:
         """By candidate: the trials that have carried it out."""
         self._paused_trials: set[str] = set()
         self._arm_of: dict[str, str] = {}
-        self._guard = Guard(settings.placement)
+        self.guard = Guard(settings.placement)
         self._retention = Retention(
             settings.keep,
             engine,
@@ -300,7 +300,7 @@ class Controller:
         if outcome.curve.step is None:  # its records are gone or not readable as this engine's
             self.waiting.append(outcome.trial.id)
             return
-        outcome.reused, outcome.folder = str(before), folder
+        outcome.reused, outcome.folder, outcome.flagged = str(before), folder, _flag(folder)
         summary = outcome.curve.summary(self._settings.mode)
         self._ledger.append(
             "trial_reused",
@@ -311,6 +311,7 @@ class Controller:
                 "folder": str(folder),
                 "scores": {str(k): v for k, v in outcome.curve.scores.items()},
                 "gpu_hours": outcome.gpu_hours,
+                **_flagged(outcome),
                 **summary,
             },
         )
@@ -352,11 +353,7 @@ class Controller:
     def _launch(self, outcome: Outcome, nodes: tuple[int, ...]) -> bool:
         """Start the trial's next attempt on those nodes; False where another sweep was quicker."""
         trial = outcome.trial
-        config, changed = dict(trial.config), ""
-        if outcome.reliefs:
-            relieved = self._engine.relieve(config, outcome.reliefs)
-            if relieved is not None:
-                config, changed = relieved
+        config, changed = self._relieved(outcome)
         sound(self._engine, self._folder.checkpoints(trial.id), warn=self._warn)  # the job goes on from what is left
         folder = self._folder.new_attempt(trial.id)
         job = self._engine.job(config, AttemptPaths(folder.path, self._folder.checkpoints(trial.id)))
@@ -391,6 +388,11 @@ class Controller:
             **({"changed": changed} if changed else {}),
         )
         return True
+
+    def _relieved(self, outcome: Outcome) -> tuple[Config, str]:
+        """The config of its attempts by now, and what was changed of the trial's own for want of memory."""
+        config = dict(outcome.trial.config)
+        return (self._engine.relieve(config, outcome.reliefs) if outcome.reliefs else None) or (config, "")
 
     def follow(
         self, outcome: Outcome, job: Job, attempt: Attempt, folder: AttemptFolder, nodes: tuple[int, ...], since: float
@@ -494,7 +496,7 @@ class Controller:
         outcome = r.outcome
         if outcome.state != "running":
             outcome.state = "running"
-            r.folder.write_status("running")
+            r.folder.write_status("running", **_flagged(outcome))
         outcome.curve.add(p)
         r.progressed = time.monotonic()
         if p.step_s:
@@ -513,8 +515,8 @@ class Controller:
             if p.score is not None and outcome.trial.kind == "search":
                 arm = self.arms[outcome.trial.arm]
                 self._judge(arm.scored(outcome.trial.candidate, outcome.trial.id, p.step, p.score))
-        if flagged := self._guard.see(outcome.trial.id, p):
-            self._warn(flagged)
+        if flag := self.guard.see(outcome.trial.id, p):
+            self._flag(r, flag)
         stop = r.health.see(p)
         if stop is not None and not r.intent and not self._signals:
             self._end_early(r, stop)
@@ -530,6 +532,16 @@ class Controller:
             elapsed_s=time.time() - r.started,
             eta_s=left * statistics.median(r.steps_s) if r.steps_s else None,
         )
+
+    def _flag(self, r: Running, flag: Flag) -> None:
+        """Keep it, then say it: a resume knows it by the ledger and does not say it again."""
+        outcome, trial = r.outcome, r.outcome.trial.id
+        placement = self._engine.placements(self._relieved(outcome)[0], self._cluster.shape)[0]
+        outcome.flagged = flag = replace(flag, attempt=r.number, placement=dict(placement))
+        self._ledger.append("placement_flagged", trial=trial, attempt=r.number, data=flag.as_dict())
+        r.folder.write_status("running", **_flagged(outcome))
+        self._tracker.tagged(trial, {"sweeper.flagged": flag.text})
+        self._warn(f"trial {trial}, {flag.text}")
 
     # --- verdicts ---
 
@@ -594,7 +606,7 @@ class Controller:
         if outcome.folder is not None and outcome.attempts:
             summary = outcome.curve.summary(self._settings.mode)
             folder = AttemptFolder(outcome.folder, outcome.attempts, self._folder.name, None)
-            folder.write_status("pruned", reason=stop.reason, stop=asdict(stop), **summary)
+            folder.write_status("pruned", reason=stop.reason, stop=asdict(stop), **_flagged(outcome), **summary)
             self.record_end(outcome, folder, state="pruned", reason=stop.reason, stop=asdict(stop), **scores(summary))
             numbers = {k: v for k, v in summary.items() if v is not None}
             files = there(folder, "status.json", document.NAME, document.PATCH)
@@ -685,6 +697,7 @@ class Controller:
             root_cause=outcome.root_cause,
             **({"failure": failure.kind} if failure else {}),
             **({"stop": asdict(stop)} if stop else {}),
+            **_flagged(outcome),
             elapsed_s=round(seconds, 3),
             total_steps=r.job.total_steps,
             **summary,
@@ -846,6 +859,19 @@ def _hours(attempt: Path) -> float:
         return seconds * int(gang["nodes"]) * int(gang["gpus_per_node"]) / 3600
     except (SweeperError, KeyError, TypeError, ValueError):
         return 0.0
+
+
+def _flag(attempt: Path) -> Flag | None:
+    """What the guard found of an attempt of another sweep, by its records."""
+    try:
+        return Flag.of(read_json(attempt / "status.json").get("flagged"))
+    except SweeperError:
+        return None
+
+
+def _flagged(outcome: Outcome) -> dict[str, Any]:
+    """What records say of a flagged trial."""
+    return {"flagged": outcome.flagged.as_dict()} if outcome.flagged else {}
 
 
 def planned(trial: Trial, fingerprint: str) -> dict[str, Any]:

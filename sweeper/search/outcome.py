@@ -13,6 +13,7 @@ from statistics import median
 from sweeper.engines.base import Gang
 from sweeper.lineage.record import Donor
 from sweeper.search.base import Stop
+from sweeper.search.guard import Flag
 from sweeper.search.history import Curve
 from sweeper.trial.spec import Trial
 
@@ -49,6 +50,8 @@ class Outcome:
     """What its next attempt needs, once it was asked."""
     reliefs: int = 0
     """How often it ran out of memory and was given less to hold."""
+    flagged: Flag | None = None
+    """What the numerics guard found of its placement."""
 
     @property
     def done(self) -> bool:

@@ -1,5 +1,5 @@
-"""Where and how fast a trial runs, chosen by short runs once and kept; and the guard that watches what it does to the
-numbers.
+"""Where and how fast a trial runs, chosen by short runs once and kept (search/guard.py watches what it does to the
+numbers).
 
 Guarantees: a placement never enters a fingerprint and never changes what a trial is; nothing that the user typed or
 searches is touched; a probe that fails counts as a placement that cannot be had, with its reason, and never ends the
@@ -30,6 +30,7 @@ from sweeper.config import tree
 from sweeper.engines.base import AttemptPaths, Config, Engine, Gang, Progress, Shape
 from sweeper.plan.plan import Plan
 from sweeper.report.events import Display
+from sweeper.search.guard import placed
 from sweeper.trial.identity import canonical, is_placement, placement_of
 from sweeper.trial.records import versions
 from sweeper.trial.spec import Trial
@@ -75,13 +76,6 @@ class Choice:
     warning: str = ""
 
 
-def name(keys: Mapping[str, Any]) -> str:
-    """A placement as people read it: the last part of each key, `tensor_model_parallel_size` as `tp`."""
-    short = {"tensor_model_parallel_size": "tp"}
-    parts = ((key.rpartition(".")[2], value) for key, value in keys.items())
-    return " ".join(f"{short.get(last, last)}={value}" for last, value in parts) or "as composed"
-
-
 def decide(measured: Sequence[Measured], mismatch_above: float | None) -> Choice:
     """The fastest placement that runs and does not change the numbers.
 
@@ -96,13 +90,13 @@ def decide(measured: Sequence[Measured], mismatch_above: float | None) -> Choice
     default = measured[0]
     running = [m for m in measured if m.tokens_per_s is not None]
     if not running:
-        why = f"{name(default.keys)}: no placement could be probed ({default.failed})"
+        why = f"{placed(default.keys)}: no placement could be probed ({default.failed})"
         return Choice(default.keys, why, tuple(measured), warning=why)
     sound = [m for m in running if _sound(m, default, mismatch_above)]
     if not sound:
         best = min(running, key=lambda m: _number(m.mismatch))
         limit = "" if mismatch_above is None else f" above {mismatch_above:g}"
-        why = f"{name(best.keys)}: every placement's mismatch is too large{limit}; least is {best.mismatch:.2g}"
+        why = f"{placed(best.keys)}: every placement's mismatch is too large{limit}; least is {best.mismatch:.2g}"
         return Choice(best.keys, why, tuple(measured), warning=why)
     best = max(sound, key=_rate)
     if default in sound and _rate(best) < FASTER * _rate(default):
@@ -135,17 +129,17 @@ def _why(best: Measured, default: Measured, measured: Sequence[Measured]) -> str
         if fastest is None:
             compared = "the only one that runs"
         else:
-            compared = f"{_rate(best) / _rate(fastest):.2g} x the throughput of {name(fastest.keys)}"
+            compared = f"{_rate(best) / _rate(fastest):.2g} x the throughput of {placed(fastest.keys)}"
             if _rate(fastest) >= FASTER * _rate(best):
                 compared += f", whose mismatch is {fastest.mismatch:.2g}"
     elif default.tokens_per_s is None:
-        compared = f"{name(default.keys)} does not run ({default.failed})"
+        compared = f"{placed(default.keys)} does not run ({default.failed})"
     elif _rate(best) < _rate(default):
-        compared = f"{name(default.keys)} has a mismatch of {default.mismatch:.2g}"
+        compared = f"{placed(default.keys)} has a mismatch of {default.mismatch:.2g}"
     else:
-        compared = f"{_rate(best) / _rate(default):.2g} x the throughput of {name(default.keys)}"
+        compared = f"{_rate(best) / _rate(default):.2g} x the throughput of {placed(default.keys)}"
     exact = "" if best.mismatch is None else f", mismatch {best.mismatch:.2g}"
-    return f"{name(best.keys)}: {compared}{exact}"
+    return f"{placed(best.keys)}: {compared}{exact}"
 
 
 # --- what a choice does to a trial ---
@@ -268,11 +262,11 @@ def _answer(
     needed = len(question.candidates) * (int(settings["steps"]) + 1)
     if settings["probe"] is not True and steps < WORTH * needed:
         return None
-    names = ", ".join(name(c) for c in question.candidates)
+    names = ", ".join(placed(c) for c in question.candidates)
     display.event("preparing", message=f"probing placements: {names}, {int(settings['steps']) + 1} steps each")
     measured = []
     for candidate in question.candidates:
-        measured.append(probe(question, candidate, engine, cluster, folder / name(candidate).replace(" ", ",")))
+        measured.append(probe(question, candidate, engine, cluster, folder / placed(candidate).replace(" ", ",")))
         display.event("note", message=_line(measured[-1]))
     if any(m.tokens_per_s is not None for m in measured):
         _write(at, question, measured)
@@ -281,9 +275,9 @@ def _answer(
 
 def _line(one: Measured) -> str:
     if one.tokens_per_s is None:
-        return f"probed {name(one.keys)}: {one.failed}"
+        return f"probed {placed(one.keys)}: {one.failed}"
     exact = "" if one.mismatch is None else f", mismatch {one.mismatch:.2g}"
-    return f"probed {name(one.keys)}: {one.tokens_per_s:.4g} tokens/s{exact}"
+    return f"probed {placed(one.keys)}: {one.tokens_per_s:.4g} tokens/s{exact}"
 
 
 # --- one probe ---
@@ -424,29 +418,3 @@ def _write(at: Path, question: _Question, measured: Sequence[Measured]) -> None:
     with cache.building(at) as aside:
         if aside is not None:
             (aside / _FILE).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-
-
-# --- while the sweep runs ---
-
-
-class Guard:
-    """Tells, once a trial, that its rollout does not draw from the distribution that its trainer computes."""
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        """`settings` is the config's `placement`; a null `mismatch_above` switches the guard off."""
-        above = settings.get("mismatch_above")
-        self._above = math.inf if above is None else float(above)
-        self._off = above is None
-        self._told: set[str] = set()
-
-    def see(self, trial: str, progress: Progress) -> str:
-        """What to warn of, in one line; empty where nothing is wrong or it was said before."""
-        value = progress.signals.get("mismatch")
-        if value is None or self._off or trial in self._told or value <= self._above:
-            return ""  # NaN is not at most anything: it is told
-        self._told.add(trial)
-        return (
-            f"trial {trial}, step {progress.step}: the rollout's probabilities differ from the trainer's by "
-            f"{value:.3g} on average, more than placement.mismatch_above={self._above:g}; "
-            "this placement changes the results"
-        )

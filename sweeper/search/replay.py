@@ -15,6 +15,7 @@ from sweeper.engines.base import Failure, Progress
 from sweeper.lineage.record import Donor
 from sweeper.search.base import Ask, Stop, Verdict
 from sweeper.search.controller import Controller
+from sweeper.search.guard import Flag
 from sweeper.search.outcome import Outcome
 from sweeper.trial.ledger import DONE, Event, Ledger, TrialState, fold
 from sweeper.trial.records import AttemptFolder, SweepFolder, attempt_number
@@ -70,11 +71,15 @@ class _Replay:
                 case "trial_reused":
                     outcome.reused = f"{event.data.get('sweep')}/{event.data.get('trial')}"
                     outcome.gpu_hours += float(event.data.get("gpu_hours") or 0.0)
+                    outcome.flagged = Flag.of(event.data.get("flagged"))
                     for step, score in (event.data.get("scores") or {}).items():
                         self._score(outcome, int(step), float(score))
                     self._ended(outcome, event)
                 case "progress":
                     self._progress(outcome, event.data)
+                case "placement_flagged":
+                    outcome.flagged = Flag.of(event.data)
+                    self._c.guard.told(event.trial)
                 case "trial_forked":
                     self._forked(outcome, event.data)
                 case "attempt_started":

@@ -45,6 +45,10 @@ class Tracker(Protocol):
         """What one step measured; `time_s` is Unix time. NaN and the infinities are values like others."""
         ...
 
+    def tagged(self, trial_id: str, tags: Mapping[str, str]) -> None:
+        """Something to be known of a trial that has been started; it stays with it over later attempts."""
+        ...
+
     def trial_ended(self, trial_id: str, state: str, summary: Mapping[str, float], artifacts: Sequence[Path]) -> None:
         """The attempt has ended: `finished`, `failed` or `stopped`. Its files are complete and stay where they are."""
         ...
@@ -94,6 +98,9 @@ class NoTracker:
         """Nothing to do."""
 
     def metrics(self, trial_id: str, step: int, values: Mapping[str, float], time_s: float) -> None:
+        """Nothing to do."""
+
+    def tagged(self, trial_id: str, tags: Mapping[str, str]) -> None:
         """Nothing to do."""
 
     def trial_ended(self, trial_id: str, state: str, summary: Mapping[str, float], artifacts: Sequence[Path]) -> None:

@@ -120,6 +120,10 @@ class MlflowTracker:
         else:
             self._left_out = True
 
+    def tagged(self, trial_id: str, tags: Mapping[str, str]) -> None:
+        """See `Tracker`."""
+        self._say("tagged", trial=trial_id, tags=dict(tags))
+
     def trial_ended(self, trial_id: str, state: str, summary: Mapping[str, float], artifacts: Sequence[Path]) -> None:
         """See `Tracker`."""
         self._say(

@@ -23,6 +23,7 @@ from sweeper.trial.records import Tail, read_json
 class _Attempt:
     start: Call
     times: dict[int, float] = field(default_factory=dict)
+    tags: list[Call] = field(default_factory=list)
     end: Call | None = None
 
 
@@ -69,6 +70,8 @@ def _send(uri: str, sweep: Call, calls: list[Call], folder: Path) -> str:
                 store.apply(attempt.start)
             steps += store.points(trial, _points(folder, trial, attempt))
             if not done:
+                for tags in attempt.tags:
+                    store.apply(tags)
                 store.apply(attempt.end or _interrupted(attempt))
     for best in [c for c in calls if c["call"] == "best"][-1:]:
         store.apply(best)
@@ -88,6 +91,8 @@ def _attempts(calls: list[Call]) -> dict[str, list[_Attempt]]:
         elif trial in found:
             if call["call"] == "step":
                 found[trial][-1].times[int(call["step"])] = float(call["time"])
+            elif call["call"] == "tagged":
+                found[trial][-1].tags.append(call)
             elif call["call"] == "trial_ended":
                 found[trial][-1].end = call
     return found

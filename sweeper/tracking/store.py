@@ -96,6 +96,8 @@ class Store:
                 self.client.update_run(self.parent, status="RUNNING")
             case "trial_started":
                 self._trial_started(call)
+            case "tagged":
+                self._tags(self.run(str(call["trial"])), call["tags"])
             case "trial_ended":
                 self._trial_ended(call)
             case "best":

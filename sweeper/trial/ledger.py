@@ -19,6 +19,7 @@ Kinds of event and what their data holds:
                      adopted: whether it got the donor's checkpoint (else it keeps its own)
     trial_retired    state, reason: it will not run again, although no attempt of it ended just now
     attempt_started  folder, nodes (places in the cluster), changed (placement that differs from the plan's, in words)
+    placement_flagged  step, mismatch, above, attempt, placement: the numerics guard found that it changes the numbers
     progress         step, score, reward: milestones only (validations, every so many steps); metrics.jsonl has all
     attempt_ended    state, exit_code, reason, step, best_score, final_score, failure (kind, signature), stop (reason,
                      detail, evidence), elapsed_s, gpu_hours, tokens_per_s. The state is the trial's from then on:
@@ -52,7 +53,7 @@ SCHEMA = 2
 KINDS = frozenset(
     {
         "sweep_started", "sweep_extended", "trial_planned", "trial_reused", "trial_forked", "trial_retired",
-        "attempt_started", "progress", "attempt_ended", "sweep_ended",
+        "attempt_started", "placement_flagged", "progress", "attempt_ended", "sweep_ended",
     }
 )  # fmt: skip
 
@@ -130,6 +131,8 @@ class TrialState:
     """`{sweep}/{trial}` of the trial that stands for it."""
     forked: bool = False
     """Whether it went on from another trial's checkpoint, so that its fingerprint does not tell what it is."""
+    flagged: Mapping[str, Any] = field(default_factory=dict)
+    """What the numerics guard found of its placement (sweeper/search/guard.py, Flag); empty: nothing."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -303,10 +306,12 @@ def fold(events: Iterable[Event]) -> dict[str, TrialState]:
                     state.state, state.reused = "waiting", ""  # extended: it goes on from its last checkpoint
             case "trial_reused":
                 state.state, state.reused = "finished", f"{data.get('sweep')}/{data.get('trial')}"
-                state.folder = str(data.get("folder", ""))
+                state.folder, state.flagged = str(data.get("folder", "")), data.get("flagged") or {}
                 _take(state, data, lowest)
             case "trial_forked":
                 state.forked, state.params = True, data.get("params") or {}
+            case "placement_flagged":
+                state.flagged = data
             case "trial_retired":
                 state.state, state.reason = str(data.get("state", "pruned")), str(data.get("reason", ""))
             case "attempt_started":

@@ -46,6 +46,7 @@ def test_no_call_waits_or_raises_whatever_the_store_does(tracker: Tracker, tmp_p
     odd = {"a@b": float("nan"), "c": float("inf"), "d": 1}
     for step in range(50):
         tracker.metrics("000", step, odd, time.time())
+    tracker.tagged("000", {"sweeper.flagged": "step 3"})
     tracker.trial_ended("000", "finished", {"final_score": 0.5}, missing)
     tracker.best("000", 4, 0.5, "max", missing[0])
     tracker.best("not-started", 4, 0.5, "max", missing[0])

@@ -99,6 +99,23 @@ def test_arms_of_one_trial_are_a_simple_table_and_the_best_is_marked() -> None:
     assert "one seed says nothing" in text and "search.seeds=3" in text
 
 
+@pytest.mark.parametrize("seeded", [False, True], ids=["simple", "candidates"])
+def test_what_the_guard_flagged_is_marked_with_a_note(seeded: bool) -> None:
+    flag = Flag(3, 0.2, 0.05, 1, {"rollout.tensor_model_parallel_size": 4})
+    first = seeds("0", [0.5, 0.6]) if seeded else [outcome("000", 0.5)]
+    first[-1].flagged = flag
+    trials = [*first, *(seeds("1", [0.8, 0.9]) if seeded else [outcome("001", 0.6, arm="1")])]
+    text = shown(trials)
+    row, fine = (next(line for line in text.splitlines() if line.startswith(id)) for id in ("000", "001"))
+    assert "!" in row and "!" not in fine
+    assert f"! {first[-1].trial.id}, step 3 with tp=4" in text and "placement.mismatch_above=0.05" in text
+    data = {r["trial"]: r["flagged"] for r in table.rows(trials, ASKED)}
+    assert data.pop(first[-1].trial.id) == flag.as_dict()
+    assert set(data.values()) == {None}
+    many = [outcome(f"{i:03d}", 0.5, flagged=flag) for i in range(table.MAX_DETAILS + 2)]
+    assert "! ... and 2 more flagged trials" in shown(many)
+
+
 def test_arms_that_cannot_be_told_apart_are_named_with_the_seeds_that_would() -> None:
     text = shown([*seeds("0", [0.5, 0.6, 0.55]), *seeds("1", [0.52, 0.58, 0.50])])
     assert "algorithm=grpo and algorithm=ppo cannot be told apart" in text

@@ -1,4 +1,4 @@
-"""Placements: what is chosen of given measurements, when it is measured, that it is measured once, and the guard. The
+"""Placements: what is chosen of given measurements, when it is measured, that it is measured once. The
 engine, the cluster and their runs are fakes."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sweeper.errors import Problem
 from sweeper.plan.arms import ArmPlan, Sized
 from sweeper.plan.plan import Plan
 from sweeper.search import placement
-from sweeper.search.placement import Choice, Guard, Measured, decide
+from sweeper.search.placement import Choice, Measured, decide
 from sweeper.search.settings import SearchSettings
 from sweeper.trial.identity import fingerprint
 from sweeper.trial.spec import Point, Trial
@@ -304,21 +304,3 @@ def test_a_probe_that_hangs_is_ended(tmp_path: Path) -> None:
     question = placement._Question({**hanging, "steps": 0}, shape, ({TP: 2},), {})
     measured = placement.probe(question, {TP: 2}, fake, FakeCluster(4), folder)
     assert "not done after" in measured.failed
-
-
-# --- the guard ---
-
-
-def test_the_guard_tells_a_trial_once() -> None:
-    guard = Guard({"mismatch_above": 0.05})
-    assert guard.see("000", Progress(1, {}, signals={"mismatch": 0.05})) == ""
-    assert guard.see("000", Progress(2, {})) == ""
-    told = guard.see("000", Progress(3, {}, signals={"mismatch": 0.2}))
-    assert "trial 000, step 3" in told
-    assert "0.2" in told
-    assert guard.see("000", Progress(4, {}, signals={"mismatch": 0.3})) == ""
-    assert guard.see("001", Progress(1, {}, signals={"mismatch": math.nan})), "NaN is no agreement"
-
-
-def test_the_guard_can_be_off() -> None:
-    assert Guard({"mismatch_above": None}).see("000", Progress(1, {}, signals={"mismatch": 9.0})) == ""

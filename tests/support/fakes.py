@@ -68,6 +68,9 @@ class FakeEngine:
     def exact(self, config: Mapping[str, Any]) -> bool:
         return True
 
+    def placements(self, config: Mapping[str, Any], shape: Shape) -> list[dict[str, Any]]:
+        return [{"rollout.tensor_model_parallel_size": config.get("tp", 1)}]
+
     def of_machine(self, metric: str) -> bool:
         return metric.startswith("time")
 

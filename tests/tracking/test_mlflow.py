@@ -53,6 +53,8 @@ def read_back(uri: str) -> None:
         assert run.data.params["model"] == "tiny"
     assert (first.info.status, first.data.tags["sweeper.state"]) == ("FINISHED", "finished")
     assert (second.info.status, second.data.tags["sweeper.state"]) == ("FAILED", "failed")
+    assert second.data.tags["sweeper.flagged"] == "step 1 with tp=4: ..."
+    assert "sweeper.flagged" not in first.data.tags
     assert first.info.run_name == "lr=000"
     history = reader.get_metric_history(first.info.run_id, "reward")
     assert [(m.step, m.value) for m in sorted(history, key=lambda m: m.step)] == [(i, i / 10) for i in range(4)]
@@ -69,6 +71,7 @@ def two_trials(sweep: Sweep) -> None:
     for i in range(4):
         sweep.step(one, i, odd=float("nan"), big=float("inf"))
         sweep.step(two, i)
+    sweep.tracker.tagged("001", {"sweeper.flagged": "step 1 with tp=4: ..."})
     sweep.end(one)
     sweep.end(two, "failed")
     sweep.tracker.sweep_ended("failed")
