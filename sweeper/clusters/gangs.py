@@ -10,13 +10,14 @@ A launcher (ssh, slurm, ...) calls `prepare`, writes `attempt.json` (`started`),
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import secrets as random
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +27,7 @@ from sweeper.clusters.base import RECORD, Exit, Started, recorded
 from sweeper.clusters.gang import leases
 from sweeper.clusters.gang.node import GANG, TOKEN
 from sweeper.engines.base import Job, Shape
+from sweeper.errors import Problem
 from sweeper.trial.records import write_text
 
 VERSION = 1
@@ -84,6 +86,37 @@ def stdin(job: Job, token: str) -> str:
 def home(folder: Path) -> Path:
     """Where the scripts go for an attempt's folder: into its sweep's."""
     return folder.parents[2] if folder.parent.parent.name == "trials" else folder.parent
+
+
+@contextlib.contextmanager
+def nonce(home: Path) -> Iterator[Path]:
+    """A file in that folder whose content is its own name: who reads that sees the folder. OSError if it cannot be."""
+    path = home / f".shared-{random.token_hex(6)}"
+    path.write_text(path.name)
+    try:
+        yield path
+    finally:
+        path.unlink()
+
+
+def unseen(node: str, home: Path, fix: str = "store=/shared/runs") -> Problem:
+    """That a node does not see a folder of ours."""
+    return Problem(
+        f"{node} does not see {home}, where the records are",
+        valid="a store on a filesystem that this machine and all nodes share, under the same path",
+        fix=fix,
+        key="store",
+    )
+
+
+def without(node: str, python: str) -> Problem:
+    """That a node lacks the engine's interpreter."""
+    return Problem(
+        f"{node} has no {python}, the engine's interpreter",
+        valid="an interpreter with the engine's packages, at the same path on all nodes",
+        fix="engine.python=/shared/venv/bin/python",
+        key="engine.python",
+    )
 
 
 def scripts(folder: Path) -> Path:
@@ -304,12 +337,20 @@ class GangAttempt(Started):
         head = self._last_words.get(0)
         if head is None:
             others = [w.detail for _, w in sorted(self._last_words.items()) if w.detail]
-            why = "; ".join(["the first node left no record of its end", *others])
+            why = "; ".join([f"the first node{self._first()} left no record of its end", *others])
             head = Exit(None, "stopped" if self._asked else "lost", "" if self._asked else why, time.time())
         elif self._asked and head.reason == "lost":  # by the end that we asked for
             head = Exit(head.code, "stopped", head.detail, head.ended)
         ended = max([head.ended, *(word.ended for word in self._last_words.values())])
         return Exit(head.code, head.reason, head.detail, ended)
+
+    def _first(self) -> str:
+        """The first node's name, where it is known, for a sentence."""
+        try:
+            name = str(json.loads((self.folder / GANG / "gang.json").read_text())["nodes"][0]["name"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return ""
+        return f" ({name})" if name else ""
 
     def _ask(self, what: bytes) -> None:
         if self._ended is None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import secrets
 import shutil
 import threading
 import time
@@ -48,6 +47,8 @@ to fetch first."""
 ALONE_S, LOST_S = 14.0, 120.0
 """Silence after which a host's part of a gang is over: when the rest of the gang has ended (it ends by itself then:
 after 10 s without a word, and a few for its processes), and when nobody else of the gang is there to say."""
+REST_S = 3.0
+"""That the rest of the gang must have been gone in the former case: the silent part notices that at the latest then."""
 GONE_S = 15.0
 """For a gang that could not be started whole to be gone again."""
 
@@ -124,6 +125,8 @@ class Hosts:
         self._given_up: dict[int, set[str]] = {}
         """Place -> attempts that ended without it, and that are ended there when it comes back."""
         self._since: dict[str, float] = {}
+        self._alone: dict[str, float] = {}
+        """Folder of an attempt -> since when all of it that answers has ended."""
         self.ids: list[list[str]] = [[] for _ in reach.names]
         """The ranks of each place, once they are known."""
         self._lock = threading.Lock()
@@ -176,6 +179,7 @@ class Hosts:
         """It ended."""
         with self._lock:
             self._places.pop(str(folder), None)
+            self._alone.pop(str(folder), None)
             self._stopping.discard(str(folder))
 
     def ask(self, folder: Path, what: bytes) -> None:
@@ -204,6 +208,7 @@ class Hosts:
             answered = seen.alive.get(key) if seen.answered_at > since else None
             known.append(None if seen.silent or answered is None else answered.get(str(rank), False))
         if any(known):  # somebody says that it lives
+            self._alone.pop(key, None)
             return True
         if None not in known:
             return False
@@ -214,6 +219,8 @@ class Hosts:
         others = [seen for place, seen in enumerate(self._seen) if place not in places and not seen.silent]
         if len(silent) == len(places) and not others:
             return None  # nobody answers: it may be we who are cut off
+        if len(silent) < len(places) and now - self._alone.setdefault(key, now) < REST_S:
+            return None
         if any(now - max(self._seen[place].answered_at, since) < patience for place in silent):
             return None
         with contextlib.suppress(OSError):
@@ -462,35 +469,16 @@ class HostsCluster:
         new = [place for place in nodes if (names[place], f"{home} {program}") not in self._checked]
         if not new:
             return
-        nonce = home / f".shared-{secrets.token_hex(6)}"
-        nonce.write_text(nonce.name)
-        try:
+        with gangs.nonce(home) as nonce:
             answers = self._hosts.ask_each(new, {"read": str(nonce), "which": [program] if program else []})
-        finally:
-            nonce.unlink()
         found: list[Problem] = []
         for place, said in answers.items():
             if isinstance(said, Problem):
                 found.append(said)
                 continue
             if said["read"] != nonce.name:
-                found.append(
-                    Problem(
-                        f"host {names[place]} does not see {home}, where this sweep's records are",
-                        valid="a store on a filesystem that this machine and all hosts share, under the same path",
-                        fix="store=/shared/runs",
-                        key="store",
-                    )
-                )
-            found += [
-                Problem(
-                    f"host {names[place]} has no {missing}, the engine's interpreter",
-                    valid="an interpreter with the engine's packages, at the same path on all hosts",
-                    fix="engine.python=/shared/venv/bin/python",
-                    key="engine.python",
-                )
-                for missing in said["which"]
-            ]
+                found.append(gangs.unseen(f"host {names[place]}", home))
+            found += [gangs.without(f"host {names[place]}", missing) for missing in said["which"]]
         if found:
             raise RequestError(found)
         self._checked |= {(names[place], f"{home} {program}") for place in new}

@@ -18,7 +18,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -30,13 +30,26 @@ from sweeper.clusters.base import Answer, Attempt, Cluster, Ended, Exit
 from sweeper.clusters.gang import janitor
 from sweeper.engines.base import Job, Shape
 from sweeper.errors import Problem, RequestError, SweeperError
-from sweeper.trial.records import RecordsError
+from sweeper.trial.records import RecordsError, cannot_write
 
 RESERVE_S = 5.0
 """For a gang that fits: Ray takes milliseconds. Longer: somebody else was quicker."""
 CONNECT_S = 5.0
+CHECK_S = 60.0
+"""For a node to say whether it sees the store: Ray starts a worker first."""
 ASK_S = 0.5
 """Between two questions to an actor."""
+SILENT_S = 10.0
+"""Without an answer from a node's actor: it is said not to be heard from. Ray's own word comes after half a minute."""
+FENCED_S = 5.0
+"""After the first node of a gang has ended, until one whose actor is dead or silent has ended its part too."""
+LOOK = (
+    "import os, shutil, sys\n"
+    "path, program = sys.argv[1:]\n"
+    "seen = os.path.isdir(os.path.dirname(path)) and os.path.basename(path) in os.listdir(os.path.dirname(path))\n"
+    "print(int(seen), int(not program or shutil.which(program) is not None))"
+)
+"""What a node is asked before its first part of a sweep: whether it sees a file of ours and has that program."""
 DEAD_S = 15.0
 """After an actor died nothing of its node's part is left: the guard ends when its actor does (PR_SET_PDEATHSIG), and
 when the gang's link is silent (10 s), and needs 2 s for that."""
@@ -163,15 +176,21 @@ def connect(address: str, namespace: str = "sweeper") -> None:
                 include_dashboard=False,
             )
     except Exception as error:  # Ray raises ConnectionError, RuntimeError, its own and more
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        versions = any("Version mismatch" in line for line in lines)
+        said = " ".join(lines) if versions else lines[0]
         token = any("AuthenticationError" in f"{type(e).__name__}: {e}" for e in _causes(error))
         raise RequestError(
             Problem(
                 f"the Ray cluster at {address} does not let this program in: {said}",
-                valid="the cluster's own token, and a machine that is one of its nodes" if token else "",
+                valid="the cluster's own token, and a machine that is one of its nodes"
+                if token
+                else "the cluster's own Ray and Python here (a trial's, engine.python, may be others)" * versions,
                 fix=(
                     "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=...   (as the cluster was started with)"
                     if token
+                    else "pip install ray==VERSION   (the cluster's, under its Python)"
+                    if versions
                     else f"ray start --address={address}   (on this machine: a sweep runs on a node of the cluster)"
                 ),
                 key="cluster.ray.address",
@@ -353,8 +372,12 @@ class _Reach:
     actors: list[Any]
     """By rank; None for one that is gone."""
     ranks: int
+    hosts: Sequence[str] = ()
+    """By rank: the nodes' addresses."""
     asked: dict[int, Any] = field(default_factory=dict)
     """By rank: the question that is under way."""
+    asked_at: dict[int, float] = field(default_factory=dict)
+    """By rank, on the monotonic clock: when that was asked."""
     ask_at: dict[int, float] = field(default_factory=dict)
     gone: dict[int, float] = field(default_factory=dict)
     """Since when nothing of a rank is left, or its actor is dead: on the monotonic clock, when that is sure."""
@@ -371,7 +394,7 @@ class _Reach:
                 actors.append(ray.get_actor(f"{group}-{rank}", namespace=namespace))
             except ValueError:
                 actors.append(None)
-        return cls(group, namespace, str(started["python"]), actors, nodes)
+        return cls(group, namespace, str(started["python"]), actors, nodes, [str(h) for h in started.get("hosts", ())])
 
     def ask(self, folder: Path, what: bytes) -> None:
         """Pass it to every node."""
@@ -392,7 +415,7 @@ class _Reach:
             elif rank in self.asked:
                 self._heard(rank, now)
             elif now >= self.ask_at.get(rank, 0.0):
-                self.asked[rank] = actor.alive.remote()
+                self.asked[rank], self.asked_at[rank] = actor.alive.remote(), now
         if not ray.is_initialized():
             return None
         return not all(now >= self.gone.get(rank, float("inf")) for rank in range(self.ranks))
@@ -412,6 +435,11 @@ class _Reach:
             except ray.exceptions.RayError:
                 pass  # asked again
 
+    def silent(self, now: float) -> list[int]:
+        """The ranks whose node has not answered for a while, and of which nobody says that they are dead."""
+        late = (rank for rank in self.asked if rank not in self.gone and now >= self.asked_at[rank] + SILENT_S)
+        return sorted(late)
+
     def _dead_s(self) -> float:
         """How long something of a node whose actor is dead may live; not at all where the gang was given back."""
         return 0.0 if _given_back(self.group, self.namespace) else DEAD_S
@@ -424,17 +452,43 @@ class RayAttempt(gangs.GangAttempt):
         super().__init__(folder, reach)
         self.reach = reach
         self._given_back = False
+        self._ended_at: float | None = None
+        self.lost: set[int] = set()
+        """Ranks that count as gone and whose node does not answer."""
 
     def poll(self) -> Exit | None:
         """How it ended."""
         ended = super().poll()
         if ended is not None and not self._given_back:
-            self._given_back = _release(self.reach.group, self.reach.namespace, self.reach.ranks)
+            lost = {self.reach.hosts[rank] for rank in self.lost}
+            self._given_back = _release(self.reach.group, self.reach.namespace, self.reach.ranks, besides=lost)
         return ended if self._given_back else None
 
+    def silent(self) -> str:
+        """The nodes that the gang lost, and those that do not answer us."""
+        if self._ended is not None or self._asked:
+            return ""
+        late = [f"node {self.reach.hosts[rank]} does not answer" for rank in self.reach.silent(time.monotonic())]
+        return "; ".join(filter(None, [super().silent(), *late]))
 
-def _release(group: str, namespace: str, nodes: int, *, quietly: bool = False) -> bool:
-    """Give a gang's actors and placement group back; whether they are. `quietly`: no matter if the cluster is gone."""
+    def _look(self, now: float) -> Exit | None:
+        """As of any gang; once its first node has ended, one whose actor is dead or does not answer has ended too after
+        a while: it is not waited for until Ray says so."""
+        if 0 in self._last_words:
+            self._ended_at = self._ended_at or now
+            if now >= self._ended_at + FENCED_S:
+                self.lost |= {*self.reach.silent(now)}
+                self.reach.gone |= dict.fromkeys([*self.reach.gone, *self.lost], now)
+        return super()._look(now)
+
+
+def _release(group: str, namespace: str, nodes: int, *, quietly: bool = False, besides: Collection[str] = ()) -> bool:
+    """Give a gang's actors and placement group back; whether they are.
+
+    Args:
+        quietly: No matter if the cluster is gone.
+        besides: Addresses of nodes that are lost: theirs are free when Ray says so.
+    """
     import ray
     from ray._private.state import available_resources_per_node
     from ray.util.placement_group import remove_placement_group
@@ -449,7 +503,9 @@ def _release(group: str, namespace: str, nodes: int, *, quietly: bool = False) -
         remove_placement_group(one)
     # The ranks are free when the nodes do not have the group's resources any more.
     names = [one.id.hex() for one in held]
-    return not any(name in key for node in available_resources_per_node().values() for key in node for name in names)
+    lost = {node["NodeID"] for node in ray.nodes() if node["NodeManagerAddress"] in besides} if besides else set()
+    there = available_resources_per_node().items()
+    return not any(name in key for id_, has in there if id_ not in lost for key in has for name in names)
 
 
 def _groups(name: str, namespace: str) -> list[Any]:
@@ -484,6 +540,7 @@ class RayCluster:
         self._most = config["max_ranks"]
         self.hosts = _hosts(shape.device)[1][: shape.nodes]
         self._running: list[RayAttempt] = []
+        self._checked: set[tuple[str, str]] = set()
 
     def free(self) -> tuple[int, ...]:
         """Ranks that are free on each node now; none on one that is gone."""
@@ -506,7 +563,11 @@ class RayCluster:
         self.hosts = [host if host.id in alive else new.get(host.address, host) for host in self.hosts]
 
     def start(self, job: Job, folder: Path, nodes: tuple[int, ...]) -> Attempt | None:
-        """Reserve those nodes and start the attempt there; None if they are not free any more."""
+        """Reserve those nodes and start the attempt there; None if they are not free any more.
+
+        Raises:
+            RequestError: One of them does not see the folder, or has no such interpreter.
+        """
         from ray.util.placement_group import placement_group, remove_placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -518,11 +579,13 @@ class RayCluster:
         ranks = job.gang.gpus_per_node
         if any(self.free()[node] < ranks for node in nodes):
             return None
+        self._check(job, folder, hosts)
         python = str(self._config["python"])
         about = {"address": self._config["ray"]["address"], "group": name, "namespace": namespace}
+        addresses = [host.address for host in hosts]
         try:
             # First: a group that nobody knows of would hold its ranks for ever.
-            gangs.started(folder, "ray", **about, nodes=len(hosts), python=python, hosts=[h.address for h in hosts])
+            gangs.started(folder, "ray", **about, nodes=len(hosts), python=python, hosts=addresses)
             bundle = {"CPU": float(ranks), **({"GPU": float(ranks)} if self.shape.device == "cuda" else {})}
             group = placement_group(
                 [{**bundle, f"node:{host.address}": 0.001} for host in hosts],
@@ -559,9 +622,33 @@ class RayCluster:
             actor.start.remote(argv, gangs.stdin(job, token), gangs.look_argv([folder], python=python))
             actors.append(actor)
         actors[0].give_back.remote(group.id.hex(), actors[1:], DEAD_S)
-        attempt = RayAttempt(folder, _Reach(name, namespace, python, actors, len(hosts)))
+        attempt = RayAttempt(folder, _Reach(name, namespace, python, actors, len(hosts), addresses))
         self._running.append(attempt)
         return attempt
+
+    def _check(self, job: Job, folder: Path, hosts: Sequence[Host]) -> None:
+        """Once a node and store; a node that gives no answer is left to the start, which says what is wrong with it."""
+        home = gangs.home(folder)
+        new = [host for host in hosts if (host.id, f"{home} {job.python}") not in self._checked]
+        if not new:
+            return
+        try:
+            with gangs.nonce(home) as path:
+                argv = ["{python}", "-I", "-S", "-c", LOOK, str(path), job.python]
+                answers = dict(zip(new, self._each(new, argv, "", CHECK_S), strict=True))
+        except OSError as error:
+            raise cannot_write(home, error) from error
+        found: list[Problem] = []
+        for host, answer in answers.items():
+            said = answer.out.split()
+            if answer.code != 0 or len(said) != 2:
+                continue
+            node = f"node {host.name} ({host.address})"
+            found += [] if said[0] == "1" else [gangs.unseen(node, home)]
+            found += [] if said[1] == "1" else [gangs.without(node, job.python)]
+            self._checked.add((host.id, f"{home} {job.python}"))
+        if found:
+            raise RequestError(found)
 
     def attach(self, folder: Path) -> Attempt | None:
         """The attempt of that folder; its actors and its group are found by their names."""
@@ -569,6 +656,9 @@ class RayCluster:
 
     def each(self, argv: Sequence[str], stdin: str, timeout_s: float) -> list[Answer]:
         """Run a command as a task on every node."""
+        return self._each(self.hosts, argv, stdin, timeout_s)
+
+    def _each(self, hosts: Sequence[Host], argv: Sequence[str], stdin: str, timeout_s: float) -> list[Answer]:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -577,11 +667,11 @@ class RayCluster:
             _remote()[1]
             .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(host.id, soft=False))
             .remote(command, stdin, timeout_s)
-            for host in self.hosts
+            for host in hosts
         ]
         deadline = time.monotonic() + timeout_s + 30.0  # Ray starts a worker first
         found: list[Answer] = []
-        for host, ref in zip(self.hosts, asked, strict=True):
+        for host, ref in zip(hosts, asked, strict=True):
             try:
                 code, out, err = ray.get(ref, timeout=max(0.1, deadline - time.monotonic()))
             except Exception as error:

@@ -210,16 +210,12 @@ def _ranks(config: Mapping[str, Any], about: Mapping[str, Any], device: str) -> 
 
 def _same_ray(hosts: Hosts, folder: Path, python: str) -> str:
     """Ray's version, the same on all hosts and here, with a shared folder. RequestError if not."""
-    nonce = folder / f".shared-{secrets.token_hex(6)}"
-    try:
-        nonce.write_text(nonce.name)
-    except OSError as error:
-        raise cannot_write(nonce, error) from error
     places = range(len(hosts.reach.names))
     try:
-        seen = hosts.ask_each(places, {"read": str(nonce)})
-    finally:
-        nonce.unlink()
+        with gangs.nonce(folder) as nonce:
+            seen = hosts.ask_each(places, {"read": str(nonce)})
+    except OSError as error:
+        raise cannot_write(folder, error) from error
     code = "import platform, ray; print(ray.__version__, 'Python', '.'.join(platform.python_version_tuple()[:2]))"
     commands = {p: hosts.command(p, [python, "-c", code]) for p in places}
     answers = hosts.reach.submit(commands, {}, ASK_S).result()
@@ -232,14 +228,7 @@ def _same_ray(hosts: Hosts, folder: Path, python: str) -> str:
         if isinstance(look, Problem):
             wrong.append(look)
         elif look["read"] != nonce.name:
-            wrong.append(
-                Problem(
-                    f"host {name} does not see {folder}",
-                    valid="a store on a filesystem that this machine and all hosts share, under the same path",
-                    fix="--store /shared/runs",
-                    key="store",
-                )
-            )
+            wrong.append(gangs.unseen(f"host {name}", folder, "--store /shared/runs"))
         elif answer.code != 0:
             last = answer.err.strip().splitlines()[-1:] or [f"exit code {answer.code}"]
             what, fix = f"host {name}: {python} has no Ray: {last[0]}", "engine.python=/shared/venv/bin/python"

@@ -181,7 +181,7 @@ def test_a_node_that_dies_ends_the_gang_at_once_and_is_named(here: Here, rank: i
     here.running[rank].wait()
     ended = attempt.wait(30)
     assert ended.reason == "lost"
-    assert ("node n1 (127.0.0.3) was lost" if rank else "n1: the first node was lost") in ended.detail
+    assert ("node n1 (127.0.0.3) was lost" if rank else "n1: the first node, n0, was lost") in ended.detail
     assert json.loads(text(here.folder / "exit.json"))["reason"] == "lost"
 
 

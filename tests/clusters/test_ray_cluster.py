@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +153,52 @@ def test_a_node_of_a_gang_that_dies_is_named_and_the_gang_is_free(cluster: Any, 
 
 
 @pytest.mark.real
+def test_a_store_that_a_node_does_not_see_and_an_interpreter_that_it_lacks_are_refused_with_its_name(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fake blindness: the nodes of this cluster are one machine, so they are asked for a file that is not there."""
+    monkeypatch.setattr(kind, "LOOK", kind.LOOK.replace("sys.argv[1:]", "sys.argv[1] + '-', sys.argv[2]"))
+    (tmp_path / "a").mkdir()
+    with pytest.raises(RequestError) as refused:
+        cluster.start(replace(job(), python="/no/such/python"), tmp_path / "a", (0, 1))
+    said = str(refused.value)
+    for address in ("127.0.0.2", "127.0.0.3"):
+        assert f"({address}) does not see {tmp_path}" in said
+        assert f"({address}) has no /no/such/python" in said
+    assert cluster.free() == (2, 2)
+    assert not list(tmp_path.glob(".shared-*"))
+
+
+@pytest.mark.real
 def test_a_command_runs_on_every_node(cluster: Any) -> None:
     answers = cluster.each(["{python}", "-c", "print(input())"], "said\n", 60)
     assert [(a.code, a.out) for a in answers] == [(0, "said\n")] * 2
     assert ["127.0.0.2" in answers[0].node, "127.0.0.3" in answers[1].node] == [True, True]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_raylet_that_dies_or_hangs_ends_the_gang_with_its_name(tmp_path: Path, how: signal.Signals) -> None:
+    """A cluster of its own, which is not whole afterwards."""
+    with ray_cluster.Raylets(2, 2) as raylets:
+        raylets.connect()
+        found = ray_cluster.config(raylets.address)
+        cluster = clusters.get(found, clusters.shape(found))
+        attempt = up(cluster, tmp_path / "a")
+        stopped = [raylets.raylet(1)] if how == signal.SIGKILL else raylets.processes(1)
+        began = time.monotonic()
+        for pid in stopped:
+            os.kill(pid, how)
+        try:
+            if how == signal.SIGSTOP:
+                wait_for(lambda: attempt.poll() or "127.0.0.3" in attempt.silent())
+                print(f"said after {time.monotonic() - began:.1f} s: {attempt.silent()}")
+            ended = attempt.wait(100)
+            print(f"over after {time.monotonic() - began:.1f} s")
+            assert ended.reason == "lost"
+            assert "127.0.0.3" in ended.detail
+            assert cluster.free()[0] == 2
+        finally:
+            for pid in stopped:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)

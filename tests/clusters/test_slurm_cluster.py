@@ -335,6 +335,18 @@ def test_a_job_is_found_by_its_tag_when_its_number_was_never_written(tmp_path: P
     assert wait(attempt).reason == "stopped"
 
 
+def test_a_store_that_a_node_does_not_see_is_a_failed_launch_that_says_so(tmp_path: Path) -> None:
+    where = attempt_folder(tmp_path)
+    attempt = launch(opened(slurm__sbatch=["--begin=now+3"]), fake("print('ran')"), where)
+    until(lambda: attempt.watched.job)  # type: ignore[attr-defined]
+    away = where.rename(where.with_name("away"))  # the one machine of this Slurm sees what we see, so for all of us
+    until(lambda: attempt.watched.over, 60)  # type: ignore[attr-defined]
+    away.rename(where)
+    ended = wait(attempt)
+    assert ended.reason == "launch", ended
+    assert "may not see the sweep's folder" in ended.detail
+
+
 def test_what_was_given_up_does_not_start_later(tmp_path: Path, real: slurm_cluster.Slurm) -> None:
     where = attempt_folder(tmp_path)
     attempt = launch(opened(slurm__sbatch=["--begin=now+3"]), fake("print('ran')"), where)

@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from sweeper.clusters.gang import agent, janitor
 from sweeper.errors import RequestError
 
@@ -91,6 +93,12 @@ class Raylets:
         while sum(node["Alive"] for node in ray.nodes()) != len(self.addresses):
             assert time.monotonic() < deadline, "the raylets did not find each other"
             time.sleep(0.1)
+
+    def processes(self, rank: int) -> list[int]:
+        """The pids of all that runs on a node, with those of attempts below its actors, parents first."""
+        found = [psutil.Process(pid) for pid in janitor.marked(self._dens[rank].marker)]
+        below = {child.pid for process in found for child in process.children(recursive=True)}
+        return [self.raylet(rank), *sorted({*below, *(process.pid for process in found)} - {self.raylet(rank)})]
 
     def raylet(self, rank: int) -> int:
         """The pid of a node's raylet."""

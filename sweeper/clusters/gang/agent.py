@@ -506,7 +506,9 @@ class Agent:
                 if "bye" in message:
                     return {"code": None, "reason": "exit", "detail": ""}
                 if why := message.get("lost"):
-                    return {"code": None, "reason": "lost", "detail": f"{self.name}: the first node was lost: {why}"}
+                    first = self.nodes[0]["name"]
+                    which = f"the first node, {first}, was lost" if first else "the first node was lost"
+                    return {"code": None, "reason": "lost", "detail": f"{self.name}: {which}: {why}"}
                 training = training or "training" in message
                 if message.get("ray", at) != at:
                     at, tries = message["ray"], 0

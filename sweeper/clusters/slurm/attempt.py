@@ -14,7 +14,7 @@ from pathlib import Path
 from sweeper.clusters import gangs
 from sweeper.clusters.base import Exit
 from sweeper.clusters.gang import leases
-from sweeper.clusters.gang.node import PASSED
+from sweeper.clusters.gang.node import GANG, PASSED
 from sweeper.clusters.slurm import script, states
 from sweeper.clusters.slurm.watch import Watched, Watcher
 from sweeper.engines.base import Job
@@ -22,8 +22,8 @@ from sweeper.engines.base import Job
 STOP_S, KILL_S = 12.0, 4.0
 """After which an attempt that was to be stopped or killed is cancelled with all of its job or step (scancel)."""
 FENCED_S = 5.0
-"""After the first node gave one up, until that one has ended its part too: it heard its last word no later than the
-first node did its own, and has a few seconds for its processes."""
+"""After the first node gave one up, until that one has ended its part too: a network that is cut is cut for both, and
+it has a few seconds for its processes. (What is cut in one direction only is ended by the kill that follows.)"""
 OF_THE_NODE = frozenset({"TERM", "TMPDIR", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"})
 """Variables that Slurm or the node sets, and that of the host on which the sweep runs would be wrong."""
 
@@ -83,7 +83,8 @@ class SlurmAttempt(gangs.GangAttempt):
             return None
         state = job.state or states.State("RUNNING")
         time_up = (self.folder / script.TIME_UP).exists()
-        ended = states.exit_of(self.name, state, head, asked=self._asked, time_up=time_up, now=time.time())
+        begun = any(self.folder.glob(f"{GANG}/[0-9]*.json"))
+        ended = states.exit_of(self.name, state, head, asked=self._asked, time_up=time_up, begun=begun, now=time.time())
         said = [word.detail for _, word in sorted(self._last_words.items()) if word.detail]
         if head is None and said:
             ended = replace(ended, detail="; ".join([ended.detail, *said]))

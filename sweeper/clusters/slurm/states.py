@@ -90,7 +90,9 @@ def hint_of(reason: str) -> str:
     return ""
 
 
-def exit_of(job: str, state: State, record: Exit | None, *, asked: bool, time_up: bool, now: float) -> Exit:
+def exit_of(
+    job: str, state: State, record: Exit | None, *, asked: bool, time_up: bool, begun: bool, now: float
+) -> Exit:
     """How the attempt of an ended job ended.
 
     Args:
@@ -99,6 +101,7 @@ def exit_of(job: str, state: State, record: Exit | None, *, asked: bool, time_up
         record: what the attempt's own guard left, if it could.
         asked: whether we asked for the end.
         time_up: whether the job script said that it ended the attempt because the time limit came near.
+        begun: whether anything of it ever ran on a node.
         now: Unix time, where there is no record.
     """
     how = _by_slurm(job, state)
@@ -113,6 +116,10 @@ def exit_of(job: str, state: State, record: Exit | None, *, asked: bool, time_up
     if how is None:
         said = f"it ended as {state.state}" if state.state else "Slurm does not know it any more"
         how = record or Exit(None, "lost", f"Slurm job {job} left no record: {said}{_why(state)}")
+        if record is None and state.state == "FAILED" and not begun:
+            # So it ends where its script's folder or its log cannot be opened.
+            unseen = "its node may not see the sweep's folder (store= must be on a filesystem that all nodes share)"
+            how = Exit(None, "launch", f"Slurm job {job} ended before anything of it ran{_why(state)}: {unseen}")
     said = record.detail if record is not None and record is not how else ""
     return replace(how, detail="; ".join(filter(None, [how.detail, said])), ended=when)
 
