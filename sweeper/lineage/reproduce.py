@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from sweeper import package
 from sweeper.config import tree as config_tree
 from sweeper.config.dims import text_of
 from sweeper.errors import Problem, RequestError
-from sweeper.lineage import diff, document, environment, hashes, tree
+from sweeper.lineage import diff, document, environment, hashes, objects, tree
 from sweeper.lineage.find import RECORD, Found, load
 from sweeper.trial.identity import OURS, canonical
 from sweeper.trial.records import SweepFolder, plain_name
@@ -417,7 +416,7 @@ def _place(found: Found, given: Mapping[str, Any], code: tree.Tree) -> tuple[Pat
     if given["dvc"] is None:
         return None, tried
     target = code.code / inside if inside is not None else code.data / str(given["sha256"])[:16] / path.name
-    why = _from_dvc(given, root, str(found.document["code"]["commit"] or ""), target)
+    why = _from_dvc(given, root, str(found.document["code"]["commit"] or ""), target, (code.code,))
     if content(target) == given["sha256"]:
         return target, ""
     return None, f"{tried}; {why}"
@@ -430,18 +429,28 @@ def content(path: Path) -> str | None:
     return hashes.sha256(path) if path.is_file() else None
 
 
-def _from_dvc(given: Mapping[str, Any], root: Path, commit: str, target: Path) -> str:
-    """Put what DVC has of an input at the target; why it could not be."""
-    md5 = str(given["dvc"]["md5"])
-    repository = _repository(Path(given["dvc"]["path"])) or root
-    target.parent.mkdir(parents=True, exist_ok=True)
-    cached = repository / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
-    if cached.is_file():
-        shutil.copyfile(cached, target)
-        return "its content in DVC's cache is another one"
-    if not repository.is_dir():
-        return f"the repository whose DVC has it, {repository}, is not there"
-    path = Path(given["path"])
+def _from_dvc(given: Mapping[str, Any], root: Path, commit: str, target: Path, others: Sequence[Path] = ()) -> str:
+    """Put what DVC has of an input at the target, by its hash; why it could not be.
+
+    Args:
+        root, commit: the recorded code.
+        others: folders whose DVC is asked too, where the one that had it is gone.
+    """
+    md5, kept, path = str(given["dvc"]["md5"]), Path(given["dvc"]["path"]), Path(given["path"])
+    own = _repository(kept) or root
+    repositories = [r for r in dict.fromkeys((own, root, *others)) if (r / ".dvc").is_dir()]
+    if not repositories:
+        return f"the repository whose DVC has it, {own}, is not there"
+    tracked = kept.with_suffix("") if kept.suffix == ".dvc" else None
+    why = objects.bring(md5, path, tracked, repositories, target, files=int(given["files"]))
+    if not why:
+        return "DVC has another one"
+    said = _named_in_dvc(own, path, commit if own == root else "", target) if own in repositories else ""
+    return f"DVC could not get it: {why}{f'; by its path: {said}' if said else ''}"
+
+
+def _named_in_dvc(repository: Path, path: Path, commit: str, target: Path) -> str:
+    """Put what DVC has under a path there: the remotes of imports and versioned buckets know no hashes. Why not."""
     inside = path.relative_to(repository) if path.is_relative_to(repository) else path
     rev = ["--rev", commit] if commit else []
     ended = subprocess.run(
@@ -454,8 +463,7 @@ def _from_dvc(given: Mapping[str, Any], root: Path, commit: str, target: Path) -
     )
     lines = [line for line in ended.stderr.splitlines() if line.strip()]
     said = next((line for line in lines if line.startswith("ERROR")), lines[0] if lines else "no word why")
-    said = said.removeprefix("ERROR: ")
-    return f"DVC could not get it ({said})" if ended.returncode else "DVC has another one"
+    return said.removeprefix("ERROR: ") if ended.returncode else "another one"
 
 
 def _altered(given: Mapping[str, Any], tried: str) -> Problem:

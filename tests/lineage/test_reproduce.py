@@ -10,18 +10,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from records_fake import fake_input, fake_parent, fake_run
+from records_fake import fake_parent, fake_run
 
 from sweeper import cache
 from sweeper.cli.main import main
 from sweeper.errors import RequestError
-from sweeper.lineage import reproduce
+from sweeper.lineage import inputs, reproduce
 from sweeper.lineage.find import Found, find
+from sweeper.lineage.hashes import Hashes
 
 ROOT = Path(__file__).resolve().parents[2]
 REWARD = "def score(data_source, solution_str, ground_truth, extra_info=None, **kw):\n    return 1.0\n"
@@ -207,6 +208,93 @@ class TestAPlan:
         assert sorted(p.name for p in tmp_path.iterdir()) == ["s", "taken"]
 
 
+@dataclass(frozen=True)
+class Tracked:
+    """A repository with data that real DVC tracks, pushed to a remote beside it, and gone from the tree."""
+
+    folder: Path
+    commit: str
+    rows: dict[str, dict[str, Any]]
+    """What a record has of each input, by its path in the repository."""
+
+    @property
+    def repository(self) -> Path:
+        return self.folder / "tracked"
+
+    def given(self, what: str, row: str = "") -> dict[str, Any]:
+        known = self.rows[row or what]
+        kept = {**known["dvc"], "path": str(self.repository / known["dvc"]["path"])}
+        return {**known, "path": str(self.repository / what), "dvc": kept}
+
+    def target(self, what: str) -> Path:
+        return self.folder / "brought" / Path(what).name
+
+    def snapshot(self) -> dict[str, bytes]:
+        files = [p for at in ("tracked", "remote") for p in (self.folder / at).rglob("*") if p.is_file()]
+        return {str(p): p.read_bytes() for p in files if ".dvc/tmp" not in str(p)}
+
+
+def flipped(folder: Path) -> None:
+    """A byte of every file below, but for DVC's own notes."""
+    for path in [p for p in folder.rglob("*") if p.is_file() and "files" in p.parts]:
+        content = path.read_bytes()
+        path.chmod(0o644)
+        path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+
+
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory: pytest.TempPathFactory) -> Tracked:
+    """The original of `Tracked`; its records are made by our own code while the data is there."""
+    folder = tmp_path_factory.mktemp("dvc")
+    repository = folder / "tracked"
+    for name in ("data/train.jsonl", "data/sub/a.jsonl", "data/sub/b.jsonl", "out/sub/x.json", "model/w", "model/c"):
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        rows(repository / name, name)
+    rows(repository / "val.jsonl", "val")
+    (repository / "dvc.yaml").write_text("stages: {made: {cmd: 'true', outs: [out: {persist: true}]}}\n")
+
+    def dvc(*arguments: str) -> None:
+        command = [sys.executable, "-m", "dvc", *arguments, "-q"]
+        subprocess.run(command, cwd=repository, check=True, capture_output=True)
+
+    def row(name: str, *, once_more: str = "") -> None:
+        config = {"data": {"train_files": str(repository / name)}}
+        (made,) = inputs.of(config, Hashes(folder / "hashes.db"), fresh=True)
+        made["dvc"]["path"] = str(Path(made["dvc"]["path"]).relative_to(repository))
+        found[once_more or name] = made
+
+    found: dict[str, dict[str, Any]] = {}
+    git(folder, "init", "-q", str(repository))
+    dvc("init")
+    (repository / ".dvc/config").write_text(
+        "[core]\n    analytics = false\n    remote = here\n['remote \"here\"']\n    url = ../../remote\n"
+    )
+    dvc("add", "val.jsonl", "data", "model")
+    dvc("repro")
+    git(repository, "add", "-A")
+    git(repository, "commit", "-q", "-m", "data")
+    for name in ("val.jsonl", "data/train.jsonl", "data/sub", "data", "model", "out/sub/x.json"):
+        row(name)
+    dvc("push")
+    rows(repository / "val.jsonl", "changed")
+    dvc("add", "val.jsonl")
+    dvc("push")
+    row("val.jsonl", once_more="val.jsonl.changed")
+    git(repository, "checkout", "-q", "--", "val.jsonl.dvc")
+    for name in ("data", "out", "model"):
+        shutil.rmtree(repository / name)
+    (repository / "val.jsonl").unlink()
+    return Tracked(folder, git(repository, "rev-parse", "HEAD"), found)
+
+
+@pytest.fixture
+def tracked(pushed: Tracked, tmp_path: Path) -> Tracked:
+    folder = tmp_path / "of-dvc"
+    for name in ("tracked", "remote"):
+        shutil.copytree(pushed.folder / name, folder / name, symlinks=True)
+    return replace(pushed, folder=folder)
+
+
 class TestData:
     def test_a_flipped_byte_is_refused_with_both_hashes(self, run: Run) -> None:
         file = run.folder / "data/train.jsonl"
@@ -233,17 +321,18 @@ class TestData:
         assert all(f"{p} is not there" in said for p in gone)
 
     def test_a_file_that_is_gone_comes_from_the_cache_of_dvc(self, run: Run, tmp_path: Path) -> None:
-        """A cache laid out as DVC's, with a file whose name is the recorded MD5."""
+        """A cache laid out as DVC's, with a file whose name is its MD5."""
         source = (run.folder / "data/val.jsonl").read_bytes()
+        md5 = hashlib.md5(source).hexdigest()
         repository = tmp_path / "tracked"
-        cached = repository / ".dvc/cache/files/md5/ab" / ("c" * 30)
+        cached = repository / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
         cached.parent.mkdir(parents=True)
         cached.write_bytes(source)
 
         def moved(document: dict[str, Any]) -> None:
             row = next(r for r in document["inputs"] if r["role"] == "val")
             row["path"] = str(repository / "val.jsonl")
-            row["dvc"] = {"path": str(repository / "val.jsonl.dvc"), "md5": "ab" + "c" * 30}
+            row["dvc"] = {"path": str(repository / "val.jsonl.dvc"), "md5": md5}
             for at, key in ((document["config"]["environment"], "val"), (document["config"]["data"], "val_files")):
                 at[key] = row["path"]
 
@@ -251,39 +340,62 @@ class TestData:
             line = next(line for line in plan.overrides if line.startswith("++environment.val="))
             assert Path(line.partition("=")[2].strip("'")).read_bytes() == source
 
-    def test_a_file_that_is_gone_comes_from_the_remote_of_dvc(self, tmp_path: Path) -> None:
-        """With real DVC: tracked, pushed to a folder, then gone from the tree and from the cache."""
-        repository = tmp_path / "tracked"
-        repository.mkdir()
-        rows(repository / "val.jsonl", "val")
-        content = (repository / "val.jsonl").read_bytes()
+    @pytest.mark.parametrize("place", ["cache", "remote"])
+    @pytest.mark.parametrize("what", ["val.jsonl", "data/train.jsonl", "data/sub", "data", "model", "out/sub/x.json"])
+    def test_what_is_gone_comes_from_dvc_by_its_hash(self, tracked: Tracked, what: str, place: str) -> None:
+        """A file, one in a tracked folder, a folder in one, a tracked folder, one that a dvc.lock names."""
+        given = tracked.given(what)
+        if place == "remote":
+            shutil.rmtree(tracked.repository / ".dvc/cache")
+        before = tracked.snapshot()
+        target = tracked.target(what)
+        assert reproduce._from_dvc(given, tracked.repository, tracked.commit, target) == "DVC has another one"
+        assert reproduce.content(target) == given["sha256"]
+        assert tracked.snapshot() == before, "repository, cache and remote are only read"
+        assert [p.name for p in target.parent.iterdir()] == [target.name], "nothing else is left there"
 
-        def dvc(*arguments: str) -> None:
-            command = [sys.executable, "-m", "dvc", *arguments, "-q"]
-            subprocess.run(command, cwd=repository, check=True, capture_output=True)
+    def test_it_is_what_was_read_and_not_what_was_committed(self, tracked: Tracked) -> None:
+        """A run from a tree whose .dvc was changed and pushed, and never committed."""
+        given = tracked.given("val.jsonl", "val.jsonl.changed")
+        shutil.rmtree(tracked.repository / ".dvc/cache")
+        target = tracked.target("val.jsonl")
+        reproduce._from_dvc(given, tracked.repository, tracked.commit, target)
+        assert reproduce.content(target) == given["sha256"]
 
-        git(repository, "init", "-q")
-        dvc("init")
-        dvc("config", "core.analytics", "false")
-        dvc("remote", "add", "-d", "here", str(tmp_path / "remote"))
-        dvc("add", "val.jsonl")
-        dvc("push")
-        git(repository, "add", "-A")
-        git(repository, "commit", "-q", "-m", "data")
-        commit = git(repository, "rev-parse", "HEAD")
-        md5 = hashlib.md5(content).hexdigest()
-        (repository / "val.jsonl").unlink()
-        given = fake_input("val", str(repository / "val.jsonl"))
-        given["dvc"] = {"path": str(repository / "val.jsonl.dvc"), "md5": md5}
-        for place in ("cache", "remote"):
-            target = tmp_path / place / "brought" / "val.jsonl"
-            reproduce._from_dvc(given, repository, commit, target)
-            assert target.read_bytes() == content, place
-            shutil.rmtree(repository / ".dvc/cache", ignore_errors=True)
-        shutil.rmtree(tmp_path / "remote/files")
-        why = reproduce._from_dvc(given, repository, commit, tmp_path / "gone/val.jsonl")
-        assert "DVC could not get it" in why and "No storage files available" in why, "in DVC's own words"
-        assert f"dvc --cd {repository} pull val.jsonl.dvc" in reproduce._altered(given, why).fix
+    def test_the_data_is_in_another_repository_than_the_code(self, tracked: Tracked, tmp_path: Path) -> None:
+        given, target = tracked.given("val.jsonl"), tracked.target("val.jsonl")
+        shutil.rmtree(tracked.repository / ".dvc/cache")
+        reproduce._from_dvc(given, tmp_path, "c" * 40, target)
+        assert reproduce.content(target) == given["sha256"]
+        # In another place, where the repository is gone: by that of the recorded code.
+        (tmp_path / "moved").mkdir()
+        moved = tracked.repository.rename(tmp_path / "moved" / "tracked")
+        (tracked.folder / "remote").rename(tmp_path / "moved" / "remote")
+        target.unlink()
+        reproduce._from_dvc(given, tmp_path, "c" * 40, target, (tmp_path / "none", moved))
+        assert reproduce.content(target) == given["sha256"]
+
+    @pytest.mark.parametrize("what", ["val.jsonl", "data"])
+    def test_a_damaged_cache_gives_way_to_the_remote(self, tracked: Tracked, what: str) -> None:
+        given, target = tracked.given(what), tracked.target(what)
+        flipped(tracked.repository / ".dvc/cache")
+        reproduce._from_dvc(given, tracked.repository, tracked.commit, target)
+        assert reproduce.content(target) == given["sha256"]
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+        flipped(tracked.folder / "remote")
+        why = reproduce._from_dvc(given, tracked.repository, tracked.commit, target)
+        assert "what the cache has is not sound; what the remote here has is not sound" in why
+        assert reproduce.content(target) != given["sha256"], "what plain DVC took from there all the same"
+
+    def test_what_dvc_has_not_is_said_with_where_it_was_looked_for(self, tracked: Tracked) -> None:
+        given, target = tracked.given("val.jsonl"), tracked.target("val.jsonl")
+        shutil.rmtree(tracked.repository / ".dvc/cache")
+        shutil.rmtree(tracked.folder / "remote/files")
+        why = reproduce._from_dvc(given, tracked.repository, tracked.commit, target)
+        assert f"the object {given['dvc']['md5']} is not in the cache, the remote here" in why
+        assert "by its path: " in why and "No storage files available" in why, "in DVC's own words"
+        fix = f"dvc --cd {tracked.repository} pull val.jsonl.dvc"
+        assert fix in reproduce._altered(given, why).fix
 
     def test_what_is_built_is_compared_too(self, run: Run, tmp_path: Path) -> None:
         def other(document: dict[str, Any]) -> None:
