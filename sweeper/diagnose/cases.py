@@ -1,31 +1,42 @@
-"""What an attempt left behind, read once: how it ended, its log, its metrics, its config.
+"""What an attempt left behind, read once: how it ended, what each of its nodes wrote, its metrics, its config.
 
 Guarantees: only reads; a file that is missing, cut off or damaged is as if it were empty, for it is failed runs that
-are looked at; evidence has the line number of the file it is in, also where only the end of a long log was read.
+are looked at; evidence has the line number of the file it is in, also where only the end of a long log was read; the
+logs of all nodes together are no more than twice what is read of one, but for `LEAST_BYTES` of each.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sweeper.clusters.base import Exit, recorded
+from sweeper.clusters.base import RECORD, Exit, recorded
+from sweeper.clusters.gang.node import GANG
 from sweeper.engines.base import Engine, Progress
-from sweeper.trial.records import SweepFolder
+from sweeper.trial.records import RecordsError, SweepFolder
 
-LOG, RAY_LOG, STATUS, SPEC = "log.txt", "ray.log", "status.json", "spec.json"
+LOG, STATUS, SPEC = "log.txt", "status.json", "spec.json"
+BESIDE = ("ray.log", "slurm.log")
+"""What the first node's Ray says, and what Slurm and its job's script do (clusters/slurm/script.py)."""
+NODES_LOGS = "[0-9]*.log"
+"""In the gang's folder: what the processes of each other node say, and its Ray (gang/agent.py)."""
 TAIL_BYTES = 4_000_000
 """Of a log: what comes before it is hours older than the end."""
+LEAST_BYTES = 100_000
+"""Of the log of one node of many."""
 RUNNING = ("starting", "running")
 """States of an attempt that has not ended."""
 LONGEST = 300
 """Characters of a line that is shown."""
 
+_OF_ONE_SWEEP = ("name", "store", "output", "detach")
+"""Keys of a request that say where it leaves what; nothing of them is asked of a node, but the store."""
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _RAYS = re.compile(r"^\((?:[\w.:<>-]+ )?(?:pid=\d+|raylet|autoscaler)[^)]*\) ?")
 
@@ -41,8 +52,9 @@ class Evidence:
 
     @property
     def place(self) -> str:
-        """`log.txt:123`."""
-        return f"{self.file.name}:{self.line}" if self.line else self.file.name
+        """`log.txt:123`, `gang/1.log:123`."""
+        name = f"{GANG}/{self.file.name}" if self.file.parent.name == GANG else self.file.name
+        return f"{name}:{self.line}" if self.line else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +80,12 @@ class Log:
     """Number of the first of them in the file."""
 
     @classmethod
-    def read(cls, file: Path) -> Log:
-        """Empty where it cannot be read."""
+    def read(cls, file: Path, most: int | None = None) -> Log:
+        """Its last `most` bytes, by default `TAIL_BYTES`; empty where it cannot be read."""
         try:
             with file.open("rb") as opened:
                 size = opened.seek(0, 2)
-                skipped = max(0, size - TAIL_BYTES)
+                skipped = max(0, size - (TAIL_BYTES if most is None else most))
                 opened.seek(0)
                 before = sum(1 for _ in _newlines(opened, skipped)) if skipped else 0
                 opened.seek(skipped)
@@ -111,7 +123,7 @@ class Case:
     config: Mapping[str, Any]
     """All that was recorded of it: the engine's keys and ours."""
     log: Log
-    ray: Log
+    """The trainer's, on the first node."""
     ended: Exit | None
     """None: it still runs, or nobody was there to write it."""
     status: Mapping[str, Any]
@@ -122,14 +134,83 @@ class Case:
     metrics: Path = Path("metrics.jsonl")
     started: float | None = None
     """Unix time."""
+    others: tuple[Log, ...] = ()
+    """Of the gang's other nodes: of the node, of its Ray."""
+    beside: tuple[Log, ...] = ()
+    """What Ray on the first node, and who gave the nodes, said."""
+    nodes: tuple[str, ...] = ()
+    """Names of the gang's nodes by rank; empty: not known."""
+    parts: Mapping[int, Exit] = field(default_factory=dict)
+    """How each node's part ended, by rank, where it is on record."""
 
     @property
     def sweep(self) -> str:
         """The sweep as after `sweeper resume`: its name, `NAME` where it is not known, and the store that has it."""
-        home = self.folder.parents[min(2, len(self.folder.parents) - 1)]  # SWEEP/trials/TRIAL/attempt-K
-        if (home / "sweep.json").is_file():
-            return SweepFolder(home).typed
+        if home := self._home():
+            return home.typed
         return self.name.split("/")[0] if "/" in self.name else "NAME"
+
+    @property
+    def doctor(self) -> str:
+        """`sweeper doctor` of the sweep's own request, for it looks at the nodes that a request would use."""
+        home = self._home()
+        try:
+            typed = home.overrides() if home else None
+        except (RecordsError, KeyError, TypeError):
+            typed = None
+        if home is None or typed is None:
+            return "sweeper doctor cluster=... model=..."
+        words = [word for word in typed if word.partition("=")[0] not in _OF_ONE_SWEEP]
+        if home.path.parent.absolute() != Path("runs").absolute():
+            words.append(f"store={home.path.parent}")
+        return shlex.join(["sweeper", "doctor", *words])
+
+    def _home(self) -> SweepFolder | None:
+        home = self.folder.parents[min(2, len(self.folder.parents) - 1)]  # SWEEP/trials/TRIAL/attempt-K
+        return SweepFolder(home) if (home / "sweep.json").is_file() else None
+
+    @property
+    def text(self) -> str:
+        """As the engine reads it, and the controller did (search/running.py): the trainer's last words are its end."""
+        return "\n".join(log.text for log in self._read_by_engine())
+
+    def at(self, line: int) -> Evidence | None:
+        """A line of `text`, from 1, as evidence; None if there is none."""
+        index = line - 1
+        for log in self._read_by_engine():
+            if 0 <= index < len(log.lines):
+                return log.at(index)
+            index -= len(log.lines)
+        return None
+
+    def _read_by_engine(self) -> list[Log]:
+        return [log for log in (*self.others, self.log) if log.lines]
+
+    @property
+    def logs(self) -> tuple[Log, ...]:
+        """All, the trainer's first."""
+        return (self.log, *self.beside, *self.others)
+
+    def holding(self, text: str) -> Evidence | None:
+        """The last line that holds the text, of the first log that has one."""
+        return next((found for log in self.logs if (found := log.holding(text))), None)
+
+    def log_of(self, node: str) -> str:
+        """The log of a node that is called so in a sentence (`node n1 (10.0.0.2)`, `node 1`, `the first node`), from
+        the folder; with an `N` where nobody knows the node, empty where it has none."""
+        name = node.removeprefix("node ").partition(" ")[0]
+        rank = self.nodes.index(name) if name in self.nodes else int(name) if name.isdecimal() else None
+        if rank == 0 or node == "the first node":
+            return LOG
+        log = f"{GANG}/{'N' if rank is None else rank}.log"
+        return log if rank is None or (self.folder / log).is_file() else ""
+
+    def node_of(self, file: Path) -> str:
+        """The node whose file that is, where it is one of the gang's others; empty otherwise."""
+        rank = file.name.partition(".")[0]
+        if file.parent.name != GANG or not rank.isdecimal():
+            return ""
+        return next((name for name in self.nodes[int(rank) : int(rank) + 1] if name), f"node {rank}")
 
     @property
     def state(self) -> str:
@@ -178,14 +259,37 @@ def read(folder: Path, engine_name: str = "verl") -> Case:
         engine=engine,
         config=config,
         log=Log.read(folder / LOG),
-        ray=Log.read(folder / RAY_LOG),
         ended=recorded(folder),
         status=status,
         total_steps=int(total) if total else None,
         progress=_progress(metrics, engine, config),
         metrics=metrics,
         started=_moment(status.get("started")),
+        others=_others(folder / GANG),
+        beside=tuple(Log.read(folder / name) for name in BESIDE),
+        nodes=_nodes(folder / GANG),
+        parts=_parts(folder / GANG),
     )
+
+
+def _others(gang: Path) -> tuple[Log, ...]:
+    """In the order in which the controller reads them."""
+    files = sorted(gang.glob(NODES_LOGS))
+    return tuple(Log.read(file, max(LEAST_BYTES, TAIL_BYTES // len(files))) for file in files)
+
+
+def _nodes(gang: Path) -> tuple[str, ...]:
+    nodes = _json(gang / "gang.json").get("nodes")
+    return tuple(str(n.get("name") or "") for n in nodes if isinstance(n, dict)) if isinstance(nodes, list) else ()
+
+
+def _parts(gang: Path) -> dict[int, Exit]:
+    found = {}
+    for file in gang.glob(f"[0-9]*.{RECORD}"):
+        rank, said = file.name.partition(".")[0], _json(file)
+        if rank.isdecimal() and said:
+            found[int(rank)] = Exit(said.get("code"), str(said.get("reason")), str(said.get("detail") or ""))
+    return dict(sorted(found.items()))
 
 
 def _name(folder: Path, spec: Mapping[str, Any]) -> str:

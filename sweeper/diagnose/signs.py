@@ -2,7 +2,7 @@
 
 Guarantees: a sign is the form of one message, with the words around the telling ones; no sign is a word that names of
 metrics, files or users may hold. The line is given without colours and Ray's prefix. A sign is only looked for in the
-log of a run that did not end well.
+logs and records of a run that did not end well, and one of our own sentences only where we write them.
 """
 
 from __future__ import annotations
@@ -21,16 +21,122 @@ class Sign:
     source: str
     consequence: bool = False
     """Whether it may be what happens to others when something else fails."""
+    ours: bool = False
+    """Whether it is a sentence of ours, in an exit record or after `OURS` in a log: what the pattern fits is told, and
+    its group `node` is the node that is meant. Where its line ends with a colon, others' words follow."""
+
+
+OURS = "sweeper: "
+"""Begins a line of ours in a log."""
 
 
 def _sign(cause: str, pattern: str, source: str, *, consequence: bool = False) -> Sign:
     return Sign(cause, re.compile(pattern), source, consequence)
 
 
+def _said(cause: str, pattern: str, source: str, *, consequence: bool = False) -> Sign:
+    return Sign(cause, re.compile(pattern), f"sweeper/clusters/{source}", consequence, ours=True)
+
+
 _RAISED = r"(?:^|\s)(?:[\w.]+\.)?"
 """Before the type of an exception: the line's start, or a logger's words, and its module."""
 
+_NODE = r"(?P<node>node \S+(?: \([^)\s]*\))?)"
+"""As gang/agent.py calls one, `who`."""
+_SAME = r"(?=: they must be the same on all nodes of a gang)"
+
+GANG_SIGNS = (
+    # --- a launch that fails again where nothing is changed ---
+    _said(
+        "nodes-differ",
+        _NODE + r" has (?:Python|Ray|protocol) \S+, and node \S+ \(\S*\) has \S+?" + _SAME,
+        "gang/agent.py Agent.compare",
+    ),
+    _said(
+        "gpus-missing",
+        _NODE + r" has visible GPUs \S+, and node \S+ \(\S*\) has \S+?" + _SAME,
+        "gang/agent.py Agent.compare",
+    ),
+    _said("gpus-missing", r"(?P<node>\S+) shows \d+ GPUs, and \d+ were reserved there", "gang/agent.py Agent.about"),
+    _said(
+        "gpus-missing",
+        r"the gang is not complete after \S+ s: each node must have \d+ GPUs \(.+\)",
+        "gang/await_ray.py missing",
+    ),
+    _said("gang-token", r"sent away, for they did not know the gang's token: .+", "gang/agent.py Agent.who_is_missing"),
+    _said(
+        "gang-token",
+        r"(?P<node>the first node) \(\S+\) sent us away: our token is not the gang's(?=, or)"
+        r"|who answers at \S+ does not know the gang's token",
+        "gang/link.py join",
+    ),
+    _said(
+        "store-unshared", r"(?P<node>\S+) cannot read \S+gang\.json: .+(?=\. Is the store on a)", "gang/node.py read"
+    ),
+    _said("package-missing", r"\S+: \S+ has no Ray(?=; engine\.python names)", "gang/agent.py Agent.about"),
+    _said(
+        "interpreter",
+        r"(?:\S+: )?cannot start \S+: .+|\S+: \S+ did not say its version within \d+ s|\S+: \S+ does not work: .+",
+        "gang/agent.py Agent.spawn, Agent.ask_versions, Agent.about",
+    ),
+    _said("network", r"\S+ cannot listen on its address \S+: .+", "gang/agent.py Agent.run_head"),
+    # --- what may have its reason in a node's own log ---
+    _said(
+        "node-missing",
+        _NODE + r" did not join within \S+ s(?= \(cluster\.join_s\))",
+        "gang/agent.py Agent.who_is_missing",
+        consequence=True,
+    ),
+    _said("node-missing", r"(?P<node>the first node) could not be reached: .+", "gang/link.py join", consequence=True),
+    _said(
+        "node-missing",
+        r"the gang is not complete after \S+ s: \d+ of \d+ nodes are there.*",
+        "gang/await_ray.py missing",
+        consequence=True,
+    ),
+    _said(
+        "ray-start",
+        _NODE + r": the attempt's Ray cluster ended on \S+ with code -?\d+",
+        "gang/agent.py Agent.members",
+        consequence=True,
+    ),
+    _said(
+        "ray-start",
+        r"the gang's Ray cluster is not what was reserved",
+        "gang/agent.py Agent.bring_ray_up",
+        consequence=True,
+    ),
+    _said(
+        "node-lost",
+        _NODE + r" was lost(?: before the trainer started)?: ?.*",
+        "gang/agent.py Agent.members, Agent.said_by_members",
+        consequence=True,
+    ),
+    _said(
+        "node-lost",
+        # Where the others never reached it, it is that which is told.
+        r"(?P<node>the first node)(?: \(\S+\))? left no record of its end(?!.*the first node could not be reached).*",
+        "gangs.py GangAttempt",
+        consequence=True,
+    ),
+    _said(
+        "node-lost",
+        r"^the attempt's Ray cluster ended(?: on \S+)? with code -?\d+",
+        "gang/agent.py Agent.ray_ended",
+        consequence=True,
+    ),
+    _said("node-lost", r"^the agent ended with code \S+ and no report", "gang/guard.py Guard.run", consequence=True),
+    _said(
+        "node-lost",
+        r"Slurm job \S+ (?:lost a node.*|left no record: .*)",
+        "slurm/states.py exit_of",
+        consequence=True,
+    ),
+)
+"""What our own nodes say of a gang that did not come together, or broke."""
+
 SIGNS = (
+    *GANG_SIGNS,
     # --- memory ---
     _sign(
         "gpu-memory",
@@ -116,9 +222,10 @@ SIGNS = (
     _sign(
         "ray-start",
         r"The current node timed out during startup|Could not find any running Ray instance"
-        r"|ConnectionError: .*Failed to connect to GCS|Ray did not start on ",
+        r"|ConnectionError: .*Failed to connect to GCS",
         "ray _private/node.py, worker.py",
     ),
+    _said("ray-start", r"Ray did not start on \S+(?: \(\S*\))?", "gang/agent.py Agent.run_alone, Agent.bring_ray_up"),
     # --- data and hub ---
     _sign(
         "hub-access",

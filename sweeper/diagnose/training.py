@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.diagnose.cases import Case, Evidence, Finding
-from sweeper.diagnose.failed import MOST_LINES, finding
+from sweeper.diagnose.failed import MOST_LINES, finding, hung
 from sweeper.engines.base import Progress
 from sweeper.search.stops import Health
 from sweeper.trial.failures import Stalls
@@ -51,7 +51,7 @@ def stalled(case: Case, now: float) -> list[Finding]:
     if not why:
         return []
     lines = [Evidence(case.metrics, case.progress[-1][0] if case.progress else 0, why)]
-    lines += [Evidence(case.log.file, 0, line) for line in case.engine.hung_at(case.log.text)]
+    lines += hung(case)
     return [finding(case, "stalled", lines, what=why, source="sweeper/trial/failures.py Stalls")]
 
 

@@ -264,7 +264,6 @@ def trained(progress: list[Progress], config: Mapping[str, Any] | None = None, *
         engine=engines.get("verl"),
         config=config or base_config.load("dp"),
         log=none,
-        ray=none,
         ended=Exit(0, "exit"),
         status={"state": "finished"},
         total_steps=len(progress),
