@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from sweeper.errors import SweeperError
+from sweeper.errors import Problem, RequestError, SweeperError
 
 SHORT = {"-m", "--multirun"}
 """Flags that say what happens anyway: every request is a sweep, if only of one trial."""
 RAY_OUTPUT = {"RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0"}
 """For a launcher's Ray, unless the user says otherwise: it hides lines that two jobs print, as all of our jobs do, and
 colours its prefix also where no terminal reads it."""
+BASIC = "hydra/sweeper=basic"
 STOP_S = 60.0
 """How long the jobs of a Ray launcher get to stop."""
 
@@ -73,6 +74,8 @@ def _through_hydra(argv: list[str], *, task: bool) -> int:
     wished = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
+        if task:
+            _no_intervals(argv)
         entry()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -94,6 +97,32 @@ def _through_hydra(argv: list[str], *, task: bool) -> int:
         if wished is not None:
             os.environ["HYDRA_FULL_ERROR"] = wished
     return 0
+
+
+def _no_intervals(argv: Sequence[str]) -> None:
+    """Hydra's own sweeper lists jobs, and an interval has none to list.
+
+    Raises:
+        RequestError: It was asked to.
+    """
+    from hydra.core.override_parser.types import IntervalSweep
+
+    from sweeper.config import grammar
+
+    if not any(line.lstrip("+") == BASIC for line in argv):
+        return
+    found = []
+    for line in argv[1:]:
+        try:
+            interval = not line.startswith("-") and isinstance(grammar.parse(line)._value, IntervalSweep)
+        except RequestError:
+            continue  # Hydra says what is wrong with it
+        if interval:
+            valid = "a,b, choice(...) and range(...) with Hydra's sweeper; interval(...) with ours, and a sampler"
+            fix = f"search=tpe '{line}', without {BASIC}"
+            found.append(Problem(f"{line}: {BASIC} searches no interval", valid, fix, grammar.parse(line).key_or_group))
+    if found:
+        raise RequestError(found)
 
 
 def _stop_jobs(where: TracebackType | None) -> None:

@@ -37,7 +37,7 @@ def check(config: Mapping[str, Any]) -> list[Problem]:
         if key in _OPTIONAL and tree.get(config, key, _ABSENT) is _ABSENT:
             continue
         if not good(value):
-            found.append(Problem(f"{key}={value}", valid=valid, key=key))
+            found.append(Problem(f"{key}={value}", valid=valid, fix=_FIXES.get(key, ""), key=key))
     if (image := tree.get(config, "engine.image", None)) and tree.get(config, "engine.python", None) is None:
         found.append(
             Problem(
@@ -118,6 +118,16 @@ _MAPPING = (lambda value: isinstance(value, Mapping)), "a mapping: {a: 1, b: 2}"
 
 _OPTIONAL = ("search.startup", "search.population")
 """Keys that only some samplers have."""
+
+_FIXES = {
+    "search.trials": "search.trials=20, the points of an arm",
+    "search.seeds": "search.seeds=3",
+    "search.final_seeds": "search.final_seeds=5",
+    "search.startup": "search.startup=10",
+    "search.population": "search.population=20",
+    "max_concurrent": "max_concurrent=null, as many as fit",
+}
+"""What to type where a count cannot be meant."""
 
 _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (_or_null(_folder_name), "letters, digits, '.', '_' and '-', starting with a letter or digit; or null"),

@@ -159,6 +159,7 @@ def make(overrides: Sequence[str]) -> Plan:
     builder = _Builder(search, dims, constraints, points, composer, notes)
     plan = builder.plan(tuple(overrides), bases)
     if builder.problems:
+        problems += spaces.unsettled(dims, bases, composer)
         raise RequestError(dict.fromkeys(builder.problems))
     return plan
 
@@ -185,12 +186,18 @@ class _Builder:
         planned = [found for n, base in enumerate(bases) if (found := self._arm(str(n), base)) is not None]
         arms = tuple(arm for arm, _ in planned)
         top = {key: bases[0].config.get(key) for key in SWEEP_LEVEL}
+        self._idle: list[str] = []
+        """What is not searched somewhere, and why."""
         shapes = {arm.id: arm.shape for arm in arms}
         draft = Plan(overrides, arms, self._search, (), shapes, top)
         if self.problems:
             return draft
+        self._idle = spaces.homeless(self._dims, bases)
         sized = [s for n, (arm, listed) in enumerate(planned) for s in self._trials(draft, n, arm, listed)]
+        self.notes += self._idle
         if not self._search.samples:
+        if self._dims and not self.problems and not any(arm.dims for arm in arms):
+            self.problems.append(spaces.none_lives(self._search, self._idle))
             # The example of an arm without a search is its first trial that can run.
             arms = tuple(
                 arm if arm.example else replace(arm, example=next((s for s in sized if _runs(s, arm)), None))
@@ -221,7 +228,7 @@ class _Builder:
             maker = self._maker(arm_id, base, live, shape)
             if live:
                 maker.bound({dim.name: ends(dim)[0] for dim in live})  # keys that do not exist are found here
-            kept = spaces.without_idle(maker, label, self.notes)
+            kept = spaces.without_idle(maker, label, self._idle)
         except RequestError as error:
             self.problems += error.problems
             return None

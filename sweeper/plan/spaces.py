@@ -1,7 +1,8 @@
 """The dims and known points of each arm: what was typed, with `search.space` and `search.points` of the config.
 
 Guarantees: a dim is searched in an arm exactly when the arm is one of its `when` and the dim's value can matter there;
-what is left out is said, with the reason.
+what is left out is said, with the reason; a `when` that an arm does not settle, since another dim changes what it asks,
+is a problem.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from typing import Any
 from sweeper import engines
 from sweeper.config import dims as spaces
 from sweeper.config import grammar, tree
-from sweeper.config.compose import Composed
+from sweeper.config.compose import MEANT, Composed, Composer
 from sweeper.config.nearest import nearest
 from sweeper.config.space import Space, no_steps, unsearched, unsweepable
-from sweeper.errors import Problem
+from sweeper.errors import Problem, RequestError
 from sweeper.plan.maker import Maker, neighbours
 from sweeper.search.base import Dim
 from sweeper.search.settings import SearchSettings
+from sweeper.trial.spec import Point
 
+SHOWN = 3
+"""Dims without an arm that are named before the rest is counted."""
 _ABSENT = object()
 
 
@@ -53,15 +57,26 @@ def collect(
             problems += no_steps(dim, f"{key}={spaces.shown(dim)}")
         found[name] = dim
     if search.samples and not found and not problems:
-        problems.append(
-            Problem(
-                f"search={search.sampler} has nothing to search",
-                valid="a dim on the command line, or in search.space; search=none for the comma choices alone",
-                fix=f"search={search.sampler} 'lr=tag(log,interval(1e-7,1e-4))'  or  search=none",
-                key="search",
-            )
-        )
+        valid = "a dim on the command line, or in search.space; search=none for the comma choices alone"
+        problems.append(nothing(search, "", valid))
     return tuple(found.values())
+
+
+def nothing(search: SearchSettings, why: str, valid: str) -> Problem:
+    """That no arm has anything to search."""
+    dim = "choice(1e-6,1e-5)" if search.sampler == "grid" else "tag(log,interval(1e-7,1e-4))"
+    return Problem(
+        f"search={search.sampler} has nothing to search{why}",
+        valid=valid,
+        fix=f"search={search.sampler} 'lr={dim}'  or  search=none",
+        key="search",
+    )
+
+
+def none_lives(search: SearchSettings, idle: Sequence[str]) -> Problem:
+    """That no arm has a dim left; `idle`: why, dim by dim and arm by arm."""
+    more = f"; and {len(idle) - SHOWN} more" if len(idle) > SHOWN else ""
+    return nothing(search, f": {'; '.join(idle[:SHOWN])}{more}", "a dim that matters in one of the arms")
 
 
 def _entries(space: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -95,11 +110,63 @@ def _unknown(dim: Dim, bases: Sequence[Composed]) -> Iterator[Problem]:
 def belongs(dim: Dim, base: Composed) -> bool:
     """Whether an arm is one that a dim is meant for."""
     for key, wanted in dim.when.items():
-        value = base.choices[key] if key in base.choices else tree.get(base.config, key, _ABSENT)
         texts = [str(w) for w in wanted] if key in base.choices else list(wanted)
-        if value not in texts:
+        if _asked(key, base) not in texts:
             return False
     return True
+
+
+def _asked(key: str, composed: Composed) -> Any:
+    """What a key of `when` is there: the option of a group, or a value of the config."""
+    return composed.choices[key] if key in composed.choices else tree.get(composed.config, key, _ABSENT)
+
+
+def homeless(dims: Sequence[Dim], bases: Sequence[Composed]) -> list[str]:
+    """The dims of which no arm is one of their `when`, a line each."""
+    found = []
+    for dim in dims:
+        if not any(belongs(dim, base) for base in bases):
+            wanted = " and ".join(f"{key}={' or '.join(map(str, values))}" for key, values in dim.when.items())
+            found.append(f"{dim.name} is not searched: no arm has {wanted}")
+    return found
+
+
+def unsettled(dims: Sequence[Dim], bases: Sequence[Composed], composer: Composer) -> Iterator[Problem]:
+    """The `when` that ask for what a dim changes: an arm has no one value of it to be asked for."""
+    for dim in dims:
+        for key in dim.when:
+            mover = next((o for o in dims if any(_moves(o, key, base, composer) for base in bases)), None)
+            if mover is None:
+                continue
+            name = mover.name
+            arms = f"{name}={','.join(map(spaces.text_of, mover.values or ()))}"
+            follows = "" if key == name else f" {key} follows it, and"
+            yield Problem(
+                f"search.space.{dim.key}.when.{key}: {name} is searched, so{follows} an arm has no one {key}",
+                valid=f"what is the same in a whole arm{f': {arms} makes arms of it' if mover.values else ''}",
+                fix=f"{arms} in place of {name}={spaces.shown(mover)}"
+                if mover.values and mover is not dim
+                else f"search.space.{dim.key} without `when`",
+                key=f"search.space.{dim.key}.when.{key}",
+            )
+
+
+def _moves(dim: Dim, key: str, base: Composed, composer: Composer) -> bool:
+    """Whether the values of a dim change what a key of `when` is in an arm."""
+    if not belongs(dim, base) and dim.name != key:
+        return False
+    if dim.name == key or key in MEANT.get(dim.name, ()) or dim.name in MEANT.get(key, ()):
+        return True
+    varied, before = base.point.varied, _asked(key, base)
+    for value in spaces.ends(dim):
+        lines = (*base.point.overrides, spaces.line(dim.key, value))
+        try:
+            made = composer.compose(Point(lines, {**varied, dim.name: value}))
+        except RequestError:
+            continue  # said where the point is looked at
+        if _asked(key, made) != before:
+            return True
+    return False
 
 
 def without_idle(maker: Maker, label: str, notes: list[str]) -> tuple[Dim, ...]:

@@ -253,6 +253,17 @@ class TestHydrasOwnSweeper:
             for_each_job = [read(lines).arms for lines in asked]
         assert [len(found) for found in for_each_job] == [1] * len(planned)
 
+    @pytest.mark.parametrize("line", ["lr=interval(1e-5,1e-3)", "lr=tag(log,interval(1e-5,1e-3))"])
+    def test_an_interval_is_refused_with_what_to_type(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str
+    ) -> None:
+        code, asked = self.run(monkeypatch, [], "algorithm=grpo,ppo", line, "kl=choice(0,0.1)")
+        assert (code, asked) == (2, [])
+        said = capsys.readouterr().err
+        assert f"{line}: hydra/sweeper=basic searches no interval" in said
+        assert f"try:   search=tpe '{line}', without hydra/sweeper=basic" in said
+        assert "kl=" not in said and "Traceback" not in said
+
     def test_ctrl_c_shows_no_traceback(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:

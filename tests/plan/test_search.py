@@ -146,6 +146,53 @@ def test_a_dim_of_the_config_may_belong_to_some_arms(when: str) -> None:
     assert names(plan) == [["lr"], ["lr", "kl"]]
 
 
+WHEN = "+search.space.critic.optim.lr={{dim: 'interval(1e-5,1e-3)', when: {{{0}}}}}"
+
+
+@pytest.mark.parametrize(
+    ("lines", "when", "said"),
+    [
+        (["algorithm=choice(grpo,ppo)"], "algorithm: ppo", "algorithm is searched, so an arm has no one algorithm"),
+        (["algorithm=choice(ppo)"], "algorithm: ppo", "algorithm is searched"),
+        (["algorithm=choice(grpo,ppo)"], "binding.critic: true", "algorithm is searched, so binding.critic follows it"),
+        (["kl=choice(0,0.1)"], "kl: 0.1", "kl=0,0.1 in place of kl=choice(0,0.1)"),
+        (["kl=choice(0,0.1)"], "actor_rollout_ref.actor.kl_loss_coef: 0.1", "kl is searched"),
+        ([LR], "actor_rollout_ref.actor.optim.lr: 1e-4", "search.space.critic.optim.lr without `when`"),
+        ([SPACE], "lr: 1e-4", "lr is searched"),
+        ([LR], "critic.optim.lr: 1e-4", "critic.optim.lr is searched"),
+    ],
+)
+def test_a_dim_cannot_belong_to_a_value_of_another_dim(lines: list[str], when: str, said: str) -> None:
+    found = refused(TPE, *lines, WHEN.format(when))
+    assert found.startswith("search.space.critic.optim.lr.when.") and said in found
+    assert found.count("  try: ") == 1
+
+
+def test_what_to_do_about_a_dim_of_another_dims_value_can_be_done() -> None:
+    found = refused(TPE, "algorithm=choice(grpo,ppo)", WHEN.format("algorithm: ppo"))
+    assert "try:   algorithm=grpo,ppo in place of algorithm=choice(grpo,ppo)" in found
+    assert names(make([TPE, LR, "algorithm=grpo,ppo", WHEN.format("algorithm: ppo")])) == [
+        ["lr"],
+        ["lr", "critic.optim.lr"],
+    ]
+
+
+@pytest.mark.parametrize("lines", [["search=random", "critic.optim.lr=interval(1e-5,1e-3)"],
+    ["search=grid", "critic.optim.lr=choice(1e-5,1e-3)"], ["search=tpe", "algorithm=grpo,rloo", CRITIC]])  # fmt: skip
+def test_dims_that_belong_to_no_arm_are_nothing_to_search(lines: list[str]) -> None:
+    found = refused(*lines)
+    assert found.startswith(f"{lines[0]} has nothing to search: arm ")
+    assert "critic.optim.lr is not searched: " in found and "search=none" in found
+
+
+def test_a_dim_whose_arm_is_not_there_is_said_and_alone_refused() -> None:
+    found = refused(TPE, WHEN.format("algorithm: ppo"))
+    assert "nothing to search: critic.optim.lr is not searched: no arm has algorithm=ppo" in found
+    plan = make([TPE, LR, WHEN.format("algorithm: [ppo,rloo]")])
+    assert names(plan) == [["lr"]]
+    assert "critic.optim.lr is not searched: no arm has algorithm=ppo or rloo" in plan.notes
+
+
 def test_nested_keys_of_the_config_are_dims_too() -> None:
     plan = make([TPE, "+search.space.actor_rollout_ref.rollout.n=[4,8]"])
     assert names(plan) == [["actor_rollout_ref.rollout.n"]]
@@ -165,7 +212,7 @@ def test_what_is_typed_replaces_the_dim_of_the_config() -> None:
         (["search=grid", LR], "an interval has no steps"),
         (["search=grid", SPACE], "an interval has no steps"),
         ([TPE, "lrr=interval(0,1)"], "unknown key lrr"),
-        ([TPE, LR, "search.trials=0"], "search.trials=0"),
+        ([TPE, LR, "search.trials=0"], "search.trials=20"),
         ([TPE, LR, "search.trials=-1"], "search.trials=-1"),
         ([TPE, LR, "search.seeds=0"], "search.seeds=0"),
         ([TPE, LR, "search.seeds=3", "seed=1,2"], "both say which seeds"),
