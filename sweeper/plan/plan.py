@@ -154,12 +154,12 @@ def make(overrides: Sequence[str]) -> Plan:
     points = bases[0].config["search"]["points"] if search.sampler != "none" else []
     if search.sampler != "none":
         problems += spaces.check_points(points, dims)
+        problems += spaces.unsettled(dims, bases, composer)
     if problems:
         raise RequestError(dict.fromkeys(problems))
     builder = _Builder(search, dims, constraints, points, composer, notes)
     plan = builder.plan(tuple(overrides), bases)
     if builder.problems:
-        problems += spaces.unsettled(dims, bases, composer)
         raise RequestError(dict.fromkeys(builder.problems))
     return plan
 
@@ -179,25 +179,25 @@ class _Builder:
         self._search, self._dims, self._constraints, self._points = search, dims, constraints, points
         self._composer, self.notes = composer, notes
         self.problems: list[Problem] = []
+        self._idle: list[str] = []
+        """What is not searched somewhere, and why."""
         self._shapes: dict[str, Shape] = {}
 
     def plan(self, overrides: tuple[str, ...], bases: Sequence[Composed]) -> Plan:
         """The whole plan; what is wrong with the request is in `problems`."""
+        self._idle = spaces.homeless(self._dims, bases)
         planned = [found for n, base in enumerate(bases) if (found := self._arm(str(n), base)) is not None]
+        self.notes += self._idle
         arms = tuple(arm for arm, _ in planned)
+        if self._dims and not self.problems and not any(arm.dims for arm in arms):
+            self.problems.append(spaces.none_lives(self._search, self._idle))
         top = {key: bases[0].config.get(key) for key in SWEEP_LEVEL}
-        self._idle: list[str] = []
-        """What is not searched somewhere, and why."""
         shapes = {arm.id: arm.shape for arm in arms}
         draft = Plan(overrides, arms, self._search, (), shapes, top)
         if self.problems:
             return draft
-        self._idle = spaces.homeless(self._dims, bases)
         sized = [s for n, (arm, listed) in enumerate(planned) for s in self._trials(draft, n, arm, listed)]
-        self.notes += self._idle
         if not self._search.samples:
-        if self._dims and not self.problems and not any(arm.dims for arm in arms):
-            self.problems.append(spaces.none_lives(self._search, self._idle))
             # The example of an arm without a search is its first trial that can run.
             arms = tuple(
                 arm if arm.example else replace(arm, example=next((s for s in sized if _runs(s, arm)), None))
@@ -205,6 +205,9 @@ class _Builder:
             )
         for arm in arms:
             self.problems += checks.arm(arm, self._search)
+        groups, twice = alike.find(arms)
+        self.problems += twice
+        self.notes += alike.note(groups)
         share = None if self.problems else checks.share(arms, self._search)
         self._say()
         notes = tuple(dict.fromkeys(self.notes))
@@ -213,9 +216,6 @@ class _Builder:
     def _say(self) -> None:
         if self._search.scheduler != "none" and self._search.sampler == "none":
             self.notes.append(
-        groups, twice = alike.find(arms)
-        self.problems += twice
-        self.notes += alike.note(groups)
                 f"scheduler={self._search.scheduler} compares the points of an arm, and with search=none each has one"
             )
 
