@@ -76,8 +76,9 @@ class Log:
 
     file: Path
     lines: tuple[str, ...]
-    first: int = 1
-    """Number of the first of them in the file."""
+    """As the engine splits them: what a progress bar overwrites is a line of its own."""
+    numbers: tuple[int, ...] = ()
+    """Of each its number in the file, where such lines share one."""
 
     @classmethod
     def read(cls, file: Path, most: int | None = None) -> Log:
@@ -92,7 +93,9 @@ class Log:
                 text = opened.read().decode(errors="replace")
         except OSError:
             return cls(file, ())
-        return cls(file, tuple(text.splitlines()), before + 1)
+        whole = text.removesuffix("\n").split("\n") if text else []
+        parts = [(part, n) for n, line in enumerate(whole, before + 1) for part in line.splitlines() or [""]]
+        return cls(file, tuple(part for part, _ in parts), tuple(n for _, n in parts))
 
     @property
     def text(self) -> str:
@@ -105,7 +108,7 @@ class Log:
 
     def at(self, index: int) -> Evidence:
         """That line as evidence."""
-        return Evidence(self.file, self.first + index, _short(self.plain(index).strip()))
+        return Evidence(self.file, self.numbers[index], _short(self.plain(index).strip()))
 
     def holding(self, text: str) -> Evidence | None:
         """The last line that holds the text."""
@@ -200,10 +203,12 @@ class Case:
         the folder; with an `N` where nobody knows the node, empty where it has none."""
         name = node.removeprefix("node ").partition(" ")[0]
         rank = self.nodes.index(name) if name in self.nodes else int(name) if name.isdecimal() else None
-        if rank == 0 or node == "the first node":
-            return LOG
-        log = f"{GANG}/{'N' if rank is None else rank}.log"
-        return log if rank is None or (self.folder / log).is_file() else ""
+        if node == "the first node":
+            rank = 0
+        if rank is None:
+            return f"{GANG}/N.log"
+        log = f"{GANG}/{rank}.log" if rank else LOG
+        return log if (self.folder / log).is_file() else ""
 
     def node_of(self, file: Path) -> str:
         """The node whose file that is, where it is one of the gang's others; empty otherwise."""

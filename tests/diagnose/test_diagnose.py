@@ -68,7 +68,7 @@ def attempt(folder: Path, log: str, code: int | None = 1, reason: str = "exit", 
 def holds_its_evidence(found: Finding) -> bool:
     """Whether every line that is named is where it is said to be."""
     return all(
-        line.text.removesuffix("...") in line.file.read_text(errors="replace").splitlines()[line.line - 1]
+        line.text.removesuffix("...") in line.file.read_text(errors="replace").split("\n")[line.line - 1]
         for line in found.evidence
         if line.line and line.file.name == "log.txt"
     )
@@ -400,6 +400,15 @@ def test_line_numbers_are_of_the_file_also_where_only_its_end_is_read(
     log = "".join(f"line {n}\n" for n in range(1000)) + "OSError: [Errno 98] Address already in use\n"
     (found,) = diagnose(attempt(tmp_path / "a", log))
     assert found.evidence[0].place == "log.txt:1001"
+
+
+def test_a_progress_bar_does_not_shift_the_lines_of_a_file(tmp_path: Path) -> None:
+    log = "".join(f"Training Progress: {n}%\r" for n in range(100)) + "\nOSError: [Errno 98] Address already in use\n"
+    (found,) = diagnose(attempt(tmp_path / "a", log))
+    assert found.evidence[0].place == "log.txt:2"
+    bug = 'a\rb\r\n\n\x0cTraceback (most recent call last):\n  File "/x/a.py", line 1, in f\nValueError: no rule\n'
+    (found,) = diagnose(attempt(tmp_path / "b", bug))
+    assert found.evidence[0].place == "log.txt:5"
 
 
 def test_damaged_records_are_no_crash(tmp_path: Path) -> None:
