@@ -95,6 +95,12 @@ GANG_SIGNS = (
         consequence=True,
     ),
     _said(
+        "store-unshared",
+        r"Slurm job \S+ ended before anything of it ran.*?: its node may not see the sweep's folder",
+        "slurm/states.py exit_of",
+        consequence=True,
+    ),
+    _said(
         "ray-start",
         _NODE + r": the attempt's Ray cluster ended on \S+ with code -?\d+",
         "gang/agent.py Agent.members",

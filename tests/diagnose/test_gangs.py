@@ -468,9 +468,20 @@ def the_agent_is_killed(folder: Path, patch: pytest.MonkeyPatch) -> Case:
 
 
 def slurm_lost_a_node(folder: Path, _: pytest.MonkeyPatch) -> Case:
-    ended = states._by_slurm("7", states.State("NODE_FAIL", nodes="n1"))
-    assert ended is not None
-    return failed(folder, (ended.reason, ended.detail), files={"log.txt": "step:1\n"})
+    return by_slurm(folder, states.State("NODE_FAIL", nodes="n1"), begun=True)
+
+
+def slurm_says_no_more(folder: Path, _: pytest.MonkeyPatch) -> Case:
+    return by_slurm(folder, states.State("FAILED", "NonZeroExitCode"), begun=True)
+
+
+def slurm_could_not_begin(folder: Path, _: pytest.MonkeyPatch) -> Case:
+    return by_slurm(folder, states.State("FAILED", "NonZeroExitCode"), begun=False)
+
+
+def by_slurm(folder: Path, state: states.State, *, begun: bool) -> Case:
+    ended = states.exit_of("7", state, None, asked=False, time_up=False, begun=begun, now=1.0)
+    return failed(folder, (ended.reason, ended.detail), files={"log.txt": "step:1\n" * begun})
 
 
 GANGS: dict[Scene, tuple[str, str, str, str]] = {
@@ -525,6 +536,8 @@ GANGS: dict[Scene, tuple[str, str, str, str]] = {
     not_its_address: ("network", "n0 cannot listen on its address 203.0.113.1", "exit.json", "sweeper doctor"),
     no_shared_store: ("store-unshared", "gang.json: [Errno 2] No such file", "exit.json", "store=..."),
     the_agent_is_killed: ("node-lost", "the agent ended with code -9", "exit.json", "sweeper doctor"),
+    slurm_says_no_more: ("node-lost", "Slurm job 7 left no record: it ended as FAILED", "exit.json", "sweeper doctor"),
+    slurm_could_not_begin: ("store-unshared", "its node may not see the sweep's folder", "exit.json", "store=..."),
     slurm_lost_a_node: ("node-lost", "Slurm job 7 lost a node (n1)", "exit.json", "sweeper doctor"),
 }
 """How a gang fails -> the cause, what is said of it, where that stands, and a part of what to change."""
