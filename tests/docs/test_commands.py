@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -45,6 +46,7 @@ def test_command(
         monkeypatch.chdir(tmp_path)
         # `lineage.strict=true` refuses the tree of whoever works on it; tests/lineage/test_code.py shows that.
         monkeypatch.setattr("sweeper.lineage.code.refuse_dirty", lambda _: None)
+        monkeypatch.setenv("PATH", _slurm(tmp_path), prepend=os.pathsep)
         with initialized():
             code = app.run([*overrides, "plan=true"] if "plan=true" not in overrides else overrides)
         said = capsys.readouterr()
@@ -66,6 +68,15 @@ def test_every_local_link_leads_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def _slurm(tmp_path: Path) -> str:
+    """A folder with a `sinfo` that knows what the pages plan for; the real one is asked in tests/clusters."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    (folder / "sinfo").write_text("#!/bin/sh\necho 'main*|4|idle|128|gpu:h100:8'\n")
+    (folder / "sinfo").chmod(0o755)
+    return str(folder)
 
 
 def _here(word: str, tmp_path: Path) -> str:
