@@ -4,6 +4,7 @@ Guarantees: no engine is imported here; nothing is deleted that something needs 
 
 - `manifest`: the content of a checkpoint as it was written, and whether it still is that
 - `pins`: checkpoints that somebody outside the sweep needs
+- `start`: one of another run that a trial starts from
 - `keep`: which checkpoints a sweep may free, and why the others stay
 - `retention`: frees them while the sweep runs
 - `gc`: shows and frees them afterwards (`sweeper gc`)

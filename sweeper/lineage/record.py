@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper import cache
-from sweeper.checkpoints import manifest
+from sweeper.checkpoints import manifest, start
 from sweeper.engines.base import Config, Engine
 from sweeper.errors import RequestError, SweeperError
 from sweeper.lineage import code, document, environment, inputs
@@ -82,6 +82,7 @@ class Recorder:
         """
         self._engine, self._warn_once, self._hashes = engine, warn, hashes or Hashes()
         self._warned: set[str] = set()
+        self._held: set[Path] = set()
         self.reproduces = reproduces.absolute() if reproduces else None
         self._reproduced = document.read(self.reproduces)["run"] if self.reproduces else None
         pool = ThreadPoolExecutor(1, thread_name_prefix="lineage")
@@ -103,6 +104,7 @@ class Recorder:
             checkpoints: of the trial.
             donor: whose checkpoint it goes on from, where that is not its own.
         """
+        self._hold(config, folder)
         try:
             made = self._made(trial, config, folder, checkpoints, donor)
             document.write(folder.path, made)
@@ -197,7 +199,7 @@ class Recorder:
             "code": self._code().record(),
             "environment": self._environment(config),
             "seeds": document.seeds({**identity, **placement}),
-            "parents": self._parents(folder, checkpoints, donor),
+            "parents": self._parents(config, folder, checkpoints, donor),
             "checkpoints": [],
             "result": None,
             "times": {"created": now(), "started": None, "ended": None},
@@ -246,7 +248,20 @@ class Recorder:
         except OSError:  # a file system without links
             shutil.copyfile(one, target)
 
-    def _parents(self, folder: AttemptFolder, checkpoints: Path, donor: Donor | None) -> list[dict[str, Any]]:
+    def _hold(self, config: Config, folder: AttemptFolder) -> None:
+        """Keep what the trial starts from where it is, for whoever starts it again."""
+        checkpoint = start.named(config)
+        if checkpoint is None or checkpoint in self._held:
+            return
+        self._held.add(checkpoint)
+        try:
+            start.hold(checkpoint, folder.path.parents[2])
+        except SweeperError as error:
+            self._warn(f"{checkpoint} may be freed while {folder.sweep} starts from it: {_line(error)}")
+
+    def _parents(
+        self, config: Config, folder: AttemptFolder, checkpoints: Path, donor: Donor | None
+    ) -> list[dict[str, Any]]:
         sweep = SweepFolder(folder.path.parents[2])
         found: list[dict[str, Any]] = []
         if folder.previous:
@@ -268,6 +283,8 @@ class Recorder:
             if wrote is not None:
                 digest = written.digest if written else _digest(checkpoints, donor.step)
                 found.append(_parent("forked-from", wrote, step=donor.step, checkpoint=digest))
+        if checkpoint := start.named(config):
+            found.append(_started_from(start.origin(checkpoint)))
         if self._reproduced is not None:
             own = {k: self._reproduced[k] for k in ("sweep", "trial", "attempt")}
             found.append(
@@ -305,6 +322,18 @@ def _parent(relation: str, attempt: Path, *, step: int | None, checkpoint: str |
         "step": step,
         "checkpoint": checkpoint,
         "lineage": str(record) if record.exists() else None,
+    }
+
+
+def _started_from(origin: start.Origin) -> dict[str, Any]:
+    return {
+        "relation": "started-from",
+        "sweep": origin.sweep,
+        "trial": origin.trial,
+        "attempt": origin.attempt,
+        "step": origin.step,
+        "checkpoint": origin.digest,
+        "lineage": str(origin.lineage) if origin.lineage else None,
     }
 
 

@@ -5,29 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoints_fake import save, steps
 
-from sweeper.checkpoints import gc, manifest, pins
+from sweeper.checkpoints import gc, pins, start
 from sweeper.checkpoints.keep import Keep
 from sweeper.cli.main import main
 from sweeper.errors import RequestError
 from sweeper.trial.ledger import Ledger
 from sweeper.trial.records import SweepFolder, write_json
-
-
-def save(folder: Path, step: int, weights: bytes = b"weights" * 1000) -> Path:
-    at = folder / f"global_step_{step}"
-    (at / "actor").mkdir(parents=True)
-    for file in (at / "actor" / "model_world_size_1_rank_0.pt", at / "data.pt"):
-        with zipfile.ZipFile(file, "w") as made:
-            made.writestr("archive/data", weights)
-    assert manifest.write(folder, step) is not None
-    return at
 
 
 class Sweep:
@@ -68,10 +58,6 @@ def everything(store: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
-def steps(folder: Path) -> list[int]:
-    return sorted(int(p.name.removeprefix("global_step_")) for p in folder.glob("global_step_*"))
-
-
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     return tmp_path / "runs"
@@ -104,6 +90,37 @@ def test_with_yes_it_frees_what_it_showed(store: Path, capsys: pytest.CaptureFix
     assert sorted(p.name for p in (at / "manifests").iterdir()) == ["global_step_4.json", "global_step_6.json"]
     assert shown.bytes > 14_000
     assert gc.survey(store).free == []
+
+
+def test_what_another_sweeps_trials_start_from_stays(store: Path) -> None:
+    sweep = Sweep(store)
+    at = sweep.trial("000", "finished", 2, 4, 6, score=0.5)
+    sweep.close()
+    start.hold(at / "global_step_2", store / "second")
+    found = gc.survey(store)
+    assert found.free == []
+    assert [(i.step, i.why) for i in found.protected if i.step == 2] == [
+        (2, f"pinned by sweep second (trials of {store}/second start from it)")
+    ]
+
+
+def test_what_the_best_was_forked_from_stays(store: Path) -> None:
+    """Also where the donor has set it aside, since it was forked itself."""
+    sweep = Sweep(store)
+    donor = sweep.trial("000", "finished", 2, 4, 6, score=0.1)
+    sweep.trial("001", "finished", 4, 6, score=0.9)
+    other = sweep.trial("002", "finished", 6, score=0.2)
+    save(other / "aside-1", 4)
+    for child, donor_id, step in (("001", "000", 2), ("001", "002", 4)):
+        sweep.ledger.append("trial_forked", trial=child, data={"donor": donor_id, "step": step, "params": {}})
+    sweep.close()
+    found = gc.survey(store, "s", Keep(last=1), free=True)
+    assert steps(donor) == [2, 6] and (other / "aside-1").exists()
+    assert {i.why for i in found.protected if (i.trial, i.step) == ("000", 2)} == {
+        "001, which stays, was forked from it"
+    }
+    gc.survey(store, "s", Keep(gb=0), free=True)
+    assert steps(donor) == [2] and (other / "aside-1").exists(), "as long as the best is there"
 
 
 def test_for_machines(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

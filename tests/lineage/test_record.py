@@ -15,7 +15,7 @@ import pytest
 from fakes import FakeArm, FakeCluster, FakeDisplay, FakeEngine, FakeTracker, fake_size, fake_trial
 from records_fake import fake_input
 
-from sweeper.checkpoints import manifest
+from sweeper.checkpoints import manifest, pins
 from sweeper.clusters.base import Exit
 from sweeper.engines.base import Job
 from sweeper.errors import RequestError
@@ -26,10 +26,11 @@ from sweeper.search import controller as module
 from sweeper.search import replay
 from sweeper.search.base import Fork, Verdict
 from sweeper.search.controller import Controller, Settings
+from sweeper.tracking.lineage import tags
 from sweeper.trial.identity import fingerprint, fingerprint_of
 from sweeper.trial.index import Index
 from sweeper.trial.ledger import Ledger
-from sweeper.trial.records import SweepFolder
+from sweeper.trial.records import RecordsError, SweepFolder
 from sweeper.trial.spec import Trial
 
 STOP = {"nan": True, "patience": 2}
@@ -309,6 +310,52 @@ def test_a_fork_is_known_after_the_controllers_death(tmp_path: Path, repo: Path)
     third.ledger.append("attempt_ended", trial="001", attempt=2, data={"state": "waiting", "reason": "lost"})
     third.ledger.close()
     assert Bench(tmp_path / "runs", trials, repo).controller.outcomes["001"].donor is None, "it has begun with it"
+
+
+def test_a_checkpoint_that_a_trial_is_told_to_start_from_is_its_parent(tmp_path: Path, repo: Path) -> None:
+    first = Bench(tmp_path / "runs", [fake_trial(0)], repo, name="first")
+    first.run()
+    folder = first.folder.checkpoints("000")
+    (folder / "global_step_4").mkdir(parents=True)
+    (folder / "global_step_4/weights").write_text("4")
+    written = manifest.write(folder, 4, trial="000", attempt=1)
+    assert written is not None
+    trainer = {"resume_mode": "resume_path", "resume_from_path": str(folder / "global_step_4")}
+    second = Bench(tmp_path / "runs", [fake_trial(0, trainer=trainer), fake_trial(1, trainer=trainer)], repo)
+    second.run()
+    parent = {
+        "relation": "started-from",
+        "sweep": "first",
+        "trial": "000",
+        "attempt": 1,
+        "step": 4,
+        "checkpoint": written.digest,
+        "lineage": str(first.folder.trial("000") / "attempt-1/lineage.json"),
+    }
+    assert second.record("000")["parents"] == second.record("001")["parents"] == [parent]
+    assert [(p.step, p.by) for p in pins.pinned(folder)] == [(4, "sweep s")], "and gc knows"
+    assert second.warnings == []
+    said = tags(second.record())["sweeper.parent"]
+    assert said == "started-from first/000/1@4"
+
+
+def test_a_start_that_cannot_be_pinned_is_said_once(
+    tmp_path: Path, repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pins, "write_json", no_space)
+    first = Bench(tmp_path / "runs", [fake_trial(0)], repo, name="first")
+    first.run()
+    checkpoint = first.folder.checkpoints("000") / "global_step_4"
+    checkpoint.mkdir(parents=True)
+    trainer = {"resume_mode": "resume_path", "resume_from_path": str(checkpoint)}
+    second = Bench(tmp_path / "runs", [fake_trial(0, trainer=trainer), fake_trial(1, trainer=trainer)], repo)
+    assert second.run() == {"000": "finished", "001": "finished"}
+    (said,) = second.warnings
+    assert f"{checkpoint} may be freed while s starts from it" in said
+
+
+def no_space(*_: Any) -> None:
+    raise RecordsError("the disk is full")
 
 
 def test_what_is_extended_says_so(tmp_path: Path, repo: Path) -> None:

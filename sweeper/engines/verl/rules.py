@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from sweeper import environments, models
+from sweeper.checkpoints import manifest, start
 from sweeper.engines.base import Config, Shape
-from sweeper.engines.verl import kinds, schedule
+from sweeper.engines.verl import checkpoints, kinds, schedule
 from sweeper.engines.verl.cpu import ROLLOUT, VLLM, VLLM_HEAD_DIMS
 from sweeper.environments import custom, rows
 from sweeper.environments.probe import Interpreter, ProbeError, ask
@@ -1118,7 +1119,8 @@ def separate_pools(c: Context) -> Iterator[Problem]:
 
 def resume_path(c: Context) -> Iterator[Problem]:
     """A start from another run's checkpoint (trainer_base.py:867; FSDP shards are named by the world size,
-    utils/checkpoint/fsdp_checkpoint_manager.py)."""
+    utils/checkpoint/fsdp_checkpoint_manager.py). One with a manifest is read once: it is used as it was written or not
+    at all."""
     if c.trainer["resume_mode"] != "resume_path":
         return
     path, key = c.trainer["resume_from_path"], "trainer.resume_from_path"
@@ -1141,6 +1143,16 @@ def resume_path(c: Context) -> Iterator[Problem]:
     elif not folder.is_dir():
         near = facts.nearest_sibling(folder)
         yield Problem(f"{key}={path} does not exist", fix=f"{key}={near}" if near else "", key=key, source=source)
+    elif altered := start.wrong(folder):
+        more = f" (and {len(altered) - 1} more)" if len(altered) > 1 else ""
+        others = (saved.path for saved in reversed(checkpoints.kept(folder.parent)) if saved.path != folder)
+        sound = next((other for other in others if not start.wrong(other)), None)
+        yield Problem(
+            f"{key}={path} is not what was written: {altered[0]}{more}",
+            valid=f"a checkpoint with the content of its manifest, in {folder.parent / manifest.FOLDER}",
+            fix=f"{key}={sound}" if sound else "",
+            key=key,
+        )
     elif c.actor["strategy"] in FSDP:
         shards = {p.name.split("_rank_")[0] for p in (folder / "actor").glob("model_world_size_*_rank_*.pt")}
         if f"model_world_size_{c.world}" not in shards:

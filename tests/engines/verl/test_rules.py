@@ -7,12 +7,14 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sweeper.checkpoints import manifest
 from sweeper.config import hydra_app
 from sweeper.config.compose import Composer
 from sweeper.config.space import read
@@ -223,6 +225,29 @@ def test_a_saved_world_size_must_match(tmp_path: Path) -> None:
     (problem,) = broken("resume_path", typed)
     assert "saved by 2 ranks, this trial has 1" in problem.what
     assert broken("resume_path", [*typed, "trainer.n_gpus_per_node=2"]) == []
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_a_checkpoint_that_is_not_as_it_was_written_is_no_start(tmp_path: Path, damage: str) -> None:
+    for step in (2, 4):
+        actor = tmp_path / f"global_step_{step}" / "actor"
+        actor.mkdir(parents=True)
+        for file in (actor / "model_world_size_1_rank_0.pt", actor.parent / "data.pt"):
+            with zipfile.ZipFile(file, "w") as made:
+                made.writestr("archive/data", b"weights")
+        manifest.write(tmp_path, step)
+    typed = ["trainer.resume_mode=resume_path", f"trainer.resume_from_path={tmp_path}/global_step_4"]
+    assert broken("resume_path", typed) == []
+    if damage == "flipped":
+        content = bytearray((tmp_path / "global_step_4/data.pt").read_bytes())
+        content[40] ^= 1
+        (tmp_path / "global_step_4/data.pt").write_bytes(content)
+    else:
+        (tmp_path / "global_step_4/data.pt").unlink()
+    (problem,) = broken("resume_path", typed)
+    said = "data.pt has other content than was written" if damage == "flipped" else "data.pt is missing"
+    assert said in problem.what and str(tmp_path / "manifests") in problem.valid
+    assert problem.fix == f"trainer.resume_from_path={tmp_path}/global_step_2"
 
 
 def test_positions_of_a_local_model_are_read(tmp_path: Path) -> None:
