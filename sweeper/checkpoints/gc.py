@@ -15,7 +15,7 @@ import contextlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,7 @@ def _sweep(store: Path, folder: SweepFolder, asked: Keep | None, made: Survey, *
     keep = _merged(Keep.of(config), asked)
     standings = [_standing(state) for state in states.values()]
     checkpoints: list[Checkpoint] = []
+    idle: list[str] = []
     found: list[Item] = []
     for trial in folder.trial_ids():
         at = folder.checkpoints(trial)
@@ -157,10 +158,13 @@ def _sweep(store: Path, folder: SweepFolder, asked: Keep | None, made: Survey, *
         state = states.get(trial)
         # It ran when its controller died: it may still. (Under our own lock it is said to be running.)
         may_run = state is None or state.state in ("running", "interrupted")
-        idle = state is not None and (state.state in DONE or not (live or may_run))
-        if idle:
-            found += _left(engine, folder, trial, forks, states)
+        if state is not None and (state.state in DONE or not (live or may_run)):
+            idle.append(trial)
     decision = rules.decide(checkpoints, standings, forks, keep, mode=mode)
+    gone = {c.key for c, _ in decision.free}
+    kept = {c.trial for c in checkpoints if c.key not in gone}
+    for trial in idle:
+        found += _left(engine, folder, trial, forks, states, kept)
     for checkpoint, why in decision.free:
         state = states.get(checkpoint.trial)
         if live and (state is None or state.state not in DONE):
@@ -177,13 +181,18 @@ def _sweep(store: Path, folder: SweepFolder, asked: Keep | None, made: Survey, *
 
 
 def _left(
-    engine: Engine, folder: SweepFolder, trial: str, forks: Sequence[Forked], states: dict[str, TrialState]
+    engine: Engine,
+    folder: SweepFolder,
+    trial: str,
+    forks: Sequence[Forked],
+    states: dict[str, TrialState],
+    kept: Set[str],
 ) -> Iterator[Item]:
-    """What lies beside the checkpoints of a trial that does not run."""
+    """What lies beside the checkpoints of a trial that does not run. `kept`: trials of which a checkpoint stays."""
     at = folder.checkpoints(trial)
-    needed = states[trial].state not in DONE or any(
-        fork.donor == trial and fork.child in states and states[fork.child].state not in DONE for fork in forks
-    )
+    children = [fork.child for fork in forks if fork.donor == trial and fork.child in states]
+    # What it set aside may be what they were forked from.
+    needed = states[trial].state not in DONE or any(c in kept or states[c].state not in DONE for c in children)
     rows = [(path, why) for path, why in engine.leftovers(at) if not (needed and path.name.startswith("aside-"))]
     for path in sorted(at.iterdir()) if at.is_dir() else []:
         if path.name.startswith(retention.GONE):

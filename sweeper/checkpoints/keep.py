@@ -9,7 +9,8 @@ Guarantees: never freed, whatever is asked for, are
     - all of a trial that runs, or may run under a controller that has died, or is paused;
     - the newest of a trial that waits, was stopped or has failed: it goes on from it;
     - the newest of the best finished candidate of an arm, under all its seeds, its final ones too;
-    - an ancestor: what a trial that is not done was forked from, and what that was forked from.
+    - an ancestor: what a trial that is not done was forked from, or one of which a checkpoint stays, and what that was
+      forked from. Where the budget takes a trial's last one, its ancestors may go after it.
 What is decided follows from the arguments alone; nothing is read, written or deleted here. Files that several
 checkpoints share by hard links count once.
 """
@@ -122,51 +123,126 @@ def decide(
     for checkpoint in sorted(checkpoints, key=lambda c: (c.trial, -c.step)):
         of_trial.setdefault(checkpoint.trial, []).append(checkpoint)
     ranked = _ranked(known.values(), mode)
-    reasons = _protected(of_trial, known, list(forks), ranked)
-    made = Decision()
+    descent = _Descent(forks)
+    reasons = _protected(of_trial, known, descent, ranked)
     every = [c for found in of_trial.values() for c in found]
-    made.protected = [(c, reasons[c.key]) for c in every if c.key in reasons]
     counts = Counter(inode for c in every for inode in set(c.files))
+    made = Decision()
     gone: set[tuple[str, int]] = set()
 
     def free(checkpoint: Checkpoint, why: str) -> None:
-        if checkpoint.key in reasons or checkpoint.key in gone:
-            return
         gone.add(checkpoint.key)
         made.free.append((checkpoint, why))
+        of_trial[checkpoint.trial].remove(checkpoint)
         for inode in set(checkpoint.files):
             counts[inode] -= 1
             if not counts[inode]:
                 made.bytes += inode[2]
 
-    if keep.last is not None:
-        for found in of_trial.values():
-            for checkpoint in found[keep.last :]:
-                free(checkpoint, f"older than the newest {keep.last} of its trial (keep.last)")
-    if keep.top_k is not None:
-        for candidates in ranked.values():
-            for trials in candidates[keep.top_k :]:
-                for checkpoint in (c for t in trials for c in of_trial.get(t.trial, ())):
-                    free(checkpoint, f"not of the best {keep.top_k} of its arm (keep.top_k)")
-    if keep.gb is not None:
-        left = sum(inode[2] for inode, count in counts.items() if count)
-        total = left + made.bytes
-        for checkpoint in _least_first(of_trial, ranked):
-            if total - made.bytes <= keep.gb * GB:
-                break
-            free(checkpoint, f"the sweep's checkpoints are more than {keep.gb:g} GB (keep.gb)")
-        made.over = max(0, total - made.bytes - int(keep.gb * GB))
+    def needed(but: Iterable[Checkpoint] = ()) -> dict[tuple[str, int | None], str]:
+        """What the checkpoints that stay come from, if those of `but` that may go do."""
+        if not descent:
+            return {}
+        going = {c.key for c in but if c.key not in reasons}
+        return descent.of((c.trial, c.step, c.trial) for c in every if c.key not in gone and c.key not in going)
+
+    total = sum(inode[2] for inode in counts)
+    while True:
+        before = len(gone)
+        wanted = _wanted(of_trial, ranked, keep)
+        held = needed(c for c, _ in wanted)
+        for checkpoint, why in wanted:
+            if checkpoint.key not in reasons and checkpoint.key not in gone and not _in(held, checkpoint):
+                free(checkpoint, why)
+        if keep.gb is not None:
+            why, left = (
+                f"the sweep's checkpoints are more than {keep.gb:g} GB (keep.gb)",
+                _least_first(of_trial, ranked),
+            )
+            held, at = needed(), 0
+            while at < len(left) and total - made.bytes > keep.gb * GB:
+                checkpoint = left[at]
+                at += 1
+                if checkpoint.key in reasons or checkpoint.key in gone or _in(held, checkpoint):
+                    continue
+                free(checkpoint, why)
+                if descent.forked(checkpoint.trial):  # what it came from may matter least of all now
+                    held, at = needed(), 0
+            made.over = max(0, total - made.bytes - int(keep.gb * GB))
+        if len(gone) == before or not descent:
+            break
+    held = needed()
+    for checkpoint in (c for c in every if c.key not in gone):
+        if why := reasons.get(checkpoint.key) or _in(held, checkpoint):
+            made.protected.append((checkpoint, why))
     return made
+
+
+def _wanted(
+    of_trial: Mapping[str, Sequence[Checkpoint]], ranked: Mapping[str, Sequence[Sequence[Standing]]], keep: Keep
+) -> list[tuple[Checkpoint, str]]:
+    """What `keep.last` and `keep.top_k` have no use for."""
+    found: list[tuple[Checkpoint, str]] = []
+    if keep.last is not None:
+        why = f"older than the newest {keep.last} of its trial (keep.last)"
+        found += [(c, why) for ours in of_trial.values() for c in ours[keep.last :]]
+    if keep.top_k is not None:
+        why = f"not of the best {keep.top_k} of its arm (keep.top_k)"
+        beyond = (t for candidates in ranked.values() for trials in candidates[keep.top_k :] for t in trials)
+        found += [(c, why) for t in beyond for c in of_trial.get(t.trial, ())]
+    return found
+
+
+def _in(held: Mapping[tuple[str, int | None], str], checkpoint: Checkpoint) -> str:
+    """Why a checkpoint is needed; empty where it is not."""
+    child = held.get(checkpoint.key) or held.get((checkpoint.trial, None))
+    return f"{child}, which stays, was forked from it" if child else ""
+
+
+class _Descent:
+    """Who was forked from what."""
+
+    def __init__(self, forks: Iterable[Forked]) -> None:
+        self._parents: dict[str, list[Forked]] = {}
+        for fork in forks:
+            self._parents.setdefault(fork.child, []).append(fork)
+
+    def __bool__(self) -> bool:
+        return bool(self._parents)
+
+    def forked(self, trial: str) -> bool:
+        """Whether it went on from another one's checkpoint."""
+        return trial in self._parents
+
+    def children(self) -> Iterable[str]:
+        """The trials that did."""
+        return self._parents
+
+    def of(self, starts: Iterable[tuple[str, int | None, str]]) -> dict[tuple[str, int | None], str]:
+        """(donor, step) -> who comes from it, over any number of forks, of checkpoints given as trial, step (None: all
+        that it ever had) and a name for who that is. A checkpoint comes from the forks at its step or before it."""
+        found: dict[tuple[str, int | None], str] = {}
+        waiting = [start for start in starts if start[0] in self._parents]
+        while waiting:
+            trial, step, who = waiting.pop()
+            for fork in self._parents.get(trial, ()):
+                at = (fork.donor, fork.step)
+                if at not in found and (step is None or fork.step is None or fork.step <= step):
+                    found[at] = who
+                    waiting.append((fork.donor, fork.step, who))
+        return found
 
 
 def _protected(
     of_trial: Mapping[str, Sequence[Checkpoint]],
     known: Mapping[str, Standing],
-    forks: Sequence[Forked],
+    descent: _Descent,
     ranked: Mapping[str, Sequence[Sequence[Standing]]],
 ) -> dict[tuple[str, int], str]:
+    """What stays whatever goes, with the reason."""
     reasons: dict[tuple[str, int], str] = {}
-    ancestors = _ancestors(known, forks)
+    unfinished = (t for t in descent.children() if t not in known or known[t].state not in _DONE)
+    ancestors = descent.of((trial, None, trial) for trial in unfinished)
     best = {t.trial: arm for arm, candidates in ranked.items() for t in _best(candidates)}
     for trial, found in of_trial.items():
         state = known[trial].state if trial in known else ""
@@ -190,25 +266,6 @@ def _protected(
                 continue
             reasons[checkpoint.key] = reason
     return reasons
-
-
-def _ancestors(known: Mapping[str, Standing], forks: Sequence[Forked]) -> dict[tuple[str, int | None], str]:
-    """(donor, step) -> a trial that is not done and comes from it, over any number of forks."""
-    parents: dict[str, list[Forked]] = {}
-    for fork in forks:
-        parents.setdefault(fork.child, []).append(fork)
-    found: dict[tuple[str, int | None], str] = {}
-    for trial in parents:
-        if trial in known and known[trial].state in _DONE:
-            continue
-        seen, waiting = {trial}, [trial]
-        while waiting:
-            for fork in parents.get(waiting.pop(), ()):
-                found.setdefault((fork.donor, fork.step), trial)
-                if fork.donor not in seen:
-                    seen.add(fork.donor)
-                    waiting.append(fork.donor)
-    return found
 
 
 def _ranked(standings: Iterable[Standing], mode: str) -> dict[str, list[list[Standing]]]:

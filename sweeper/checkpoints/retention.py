@@ -66,14 +66,17 @@ class Retention:
         if not whole_sweep and self._keep.last is None:
             return
         self._done.pop(trial, None)
-        found = [c for name in (outcomes if whole_sweep else [trial]) for c in self._held(outcomes[name])]
         # Without a budget of the whole sweep only this trial is judged, and those that came from it.
         asked = outcomes if whole_sweep else {trial, *(f.child for f in self._forks if f.child in outcomes)}
+        found = [c for name in asked for c in self._held(outcomes[name])]
         standings = [standing(outcomes[name]) for name in asked]
         decision = rules.decide(found, standings, self._forks, self._keep, mode=self._mode)
         for checkpoint, _ in decision.free:
             if checkpoint.trial != trial and not outcomes[checkpoint.trial].done:
                 continue  # it was looked at for the budget; what it needs is judged at its own end
+            if any(p.step in (None, checkpoint.step) for p in pins.pinned(checkpoint.path.parent)):
+                self._done.pop(checkpoint.trial, None)  # pinned since it was looked at
+                continue
             remove(checkpoint.path)
             if checkpoint.trial in self._done:
                 self._done[checkpoint.trial].remove(checkpoint)

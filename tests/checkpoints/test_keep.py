@@ -95,15 +95,45 @@ def test_a_trial_that_may_go_on_keeps_its_newest(state: str) -> None:
     assert sorted(freed(found)) == [("000", 1), ("000", 2)]
 
 
-def test_an_ancestor_stays_until_its_descendants_are_done() -> None:
+def test_an_ancestor_of_what_is_not_done_stays_over_any_number_of_forks() -> None:
     checkpoints = [*held("000", 2, 4), *held("001", 4, 6), *held("002", 8), *held("003", 9)]
     forks = [Forked("000", 2, "001"), Forked("001", 4, "002")]
-    keep = Keep(last=1, top_k=1, gb=0)
     going = [*done(0.1, 0.2), Standing("002", "running", candidate="002"), Standing("003", "finished", score=0.9)]
-    kept = {c.key for c, _ in decide(checkpoints, going, forks, keep).protected}
-    assert {("000", 2), ("001", 4), ("002", 8)} <= kept
-    after = [*done(0.1, 0.2, 0.3), Standing("003", "finished", score=0.9)]
-    assert {("000", 2), ("001", 4)} <= set(freed(decide(checkpoints, after, forks, keep)))
+    found = decide(checkpoints, going, forks, Keep(last=1, top_k=1, gb=0))
+    assert {("000", 2), ("001", 4), ("002", 8)} <= {c.key for c, _ in found.protected}
+    assert set(freed(found)) == {("000", 4), ("001", 6)}
+
+
+@pytest.mark.parametrize("keep", [Keep(last=1), Keep(top_k=1), Keep(gb=0), Keep(last=1, top_k=1, gb=0)])
+def test_an_ancestor_of_what_stays_stays(keep: Keep) -> None:
+    """The best was forked from a trial that was not, which was forked itself, when all of them are done."""
+    checkpoints = [*held("000", 2, 4), *held("001", 4, 6), *held("002", 8, 9), *held("003", 3, 9)]
+    forks = [Forked("000", 2, "001"), Forked("001", 4, "002")]
+    found = decide(checkpoints, done(0.1, 0.2, 0.9, 0.5), forks, keep)
+    assert not {("000", 2), ("001", 4), ("002", 9)} & set(freed(found))
+    assert ("003", 3) in freed(found)
+    why = {c.key: why for c, why in found.protected}
+    assert why["000", 2] == why["001", 4] == "002, which stays, was forked from it"
+
+
+def test_an_ancestor_may_go_after_the_last_that_came_from_it() -> None:
+    checkpoints = [*held("000", 2), *held("001", 2, 6), *held("002", 9)]
+    standings = done(0.2, 0.1, 0.9)
+    forks = [Forked("000", 2, "001")]
+    order = [("001", 2), ("001", 6), ("000", 2)]
+    for gb in range(4):
+        assert freed(decide(checkpoints, standings, forks, Keep(gb=gb + 1))) == order[: max(0, 3 - gb)]
+    assert set(freed(decide(checkpoints, standings, forks, Keep(top_k=1)))) == set(order)
+
+
+def test_a_checkpoint_from_before_a_fork_does_not_come_from_it() -> None:
+    """Two that were forked from each other, one after the other, do not hold each other for ever."""
+    checkpoints = [*held("000", 2, 6), *held("001", 4, 8), *held("002", 9)]
+    forks = [Forked("001", 4, "000"), Forked("000", 2, "001")]
+    found = decide(checkpoints, done(0.1, 0.2, 0.9), forks, Keep(top_k=1))
+    assert set(freed(found)) == {("000", 2), ("000", 6), ("001", 4), ("001", 8)}
+    last = decide(checkpoints, done(0.1, 0.2, 0.9), forks, Keep(last=1))
+    assert freed(last) == [], "step 8 comes from step 2, and step 6 from step 4"
 
 
 def test_a_checkpoint_of_an_unknown_trial_stays() -> None:
@@ -171,6 +201,14 @@ def test_in_any_sweep_what_is_needed_stays(
             before = set(donors)
             donors |= {(f.donor, f.step) for f in forks if f.child in {d for d, _ in before}}
         needed |= {c.key for c in checkpoints if donors & {(c.trial, c.step), (c.trial, None)}}
+    for c in (c for c in checkpoints if c.key not in gone):
+        come: set[tuple[str, int | None]] = {c.key}
+        while (
+            more := {(f.donor, f.step) for f in forks for t, s in come if f.child == t and (f.step or 0) <= (s or 99)}
+            - come
+        ):
+            come |= more
+        needed |= {other.key for other in checkpoints if (come - {c.key}) & {other.key, (other.trial, None)}}
     for arm in {s.arm for s in standings}:
         mine = [s for s in standings if s.arm == arm]
         # Where each candidate is one trial of the search, its best is plain to see.
