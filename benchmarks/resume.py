@@ -1,7 +1,9 @@
-"""How long a sweep of 10,000 trials takes to be taken up again and to be listed, beside Optuna loading its own study.
+"""How quick a large sweep is taken up again and listed, beside Optuna's own loading of the same trials.
 
-The ledger is written by the real controller with a fake engine and a fake cluster (tests/support/fakes.py); resuming
-and listing are real. A trial in a hundred is left unfinished, as after a kill.
+Two sweeps of 10,000 trials, of which 9,900 have finished: one by a sampler, one a grid. The records of the first are
+made by the real controller with a fake engine on a fake cluster (64 at a time), and taken up by the real controller;
+those of the second, of verl's own config, are written as a controller writes them, and taken up by the command that a
+user types, `sweeper resume`, up to where it would start the first trial (it is ended there).
 
     python benchmarks/resume.py [--trials 10000]
 """
@@ -12,6 +14,7 @@ import argparse
 import contextlib
 import io
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +22,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
+READY = """
+import sys, time
+from sweeper.search import controller
+def run(self):
+    print(f"{len(self.waiting)} of {len(self.outcomes)} left, {time.process_time():.2f} s computing", flush=True)
+    import os; os._exit(0)
+controller.Controller.run = run
+from sweeper.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command line, up to where its controller would start trials."""
 
 
 def controller(store: Path, count: int) -> Any:
@@ -88,6 +103,45 @@ def timed(what: str, work: Callable[[], Any]) -> float:
     return computed
 
 
+def grid(store: Path, count: int) -> None:
+    """The records of a grid of verl's config of which all but a hundredth have finished."""
+    from sweeper import execute
+    from sweeper.config.hydra_app import initialized
+    from sweeper.plan.plan import make
+    from sweeper.search.controller import planned
+    from sweeper.trial.identity import fingerprint
+    from sweeper.trial.ledger import Ledger
+    from sweeper.trial.records import SweepFolder
+
+    side = round(count**0.5)
+    lr = f"lr=choice({','.join(f'{(i + 1) * 1e-7:.3e}' for i in range(count // side))})"
+    kl = f"kl=choice({','.join(f'{i * 1e-4:.4g}' for i in range(side))})"
+    typed = ["cluster.device=cpu", "tracking=none", "search=grid", lr, kl]
+    ended = {"state": "finished", "reason": "exit", "exit_code": 0, "elapsed_s": 1.0, "gpu_hours": 0.1, "step": 30}
+    events: list[tuple[str, str | None, dict[str, Any]]] = []
+    with initialized():
+        plan = make(typed)
+        events.append(("sweep_started", None, execute._started(plan)))
+        for number, trial in enumerate(plan.trials):
+            data = {**planned(trial, fingerprint(dict(trial.config))), "number": number, "refused": []}
+            events.append(("trial_planned", trial.id, data))
+            if number < count * 99 // 100:
+                events.append(("attempt_ended", trial.id, {**ended, "final_score": 0.5, "best_score": 0.5}))
+    folder = SweepFolder.create(store, "grid", typed)
+    with contextlib.closing(Ledger.open(folder.path / "ledger.db", create=True)) as ledger:
+        ledger.append_all(events)
+
+
+def command(what: str, *words: str) -> None:
+    """Run the real command in a process of its own, its start-up included, and print how long it took."""
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", READY, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    took = time.perf_counter() - start
+    if done.returncode:
+        raise SystemExit(f"{words} failed:\n{done.stdout}\n{done.stderr}")
+    print(f"{what:58} {took:8.2f} s; {done.stdout.strip().splitlines()[-1][:80]}", flush=True)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -103,6 +157,9 @@ def main() -> None:
         ours = timed(f"resume: ready to go on with {count}", lambda: resumed.append(controller(store, count)))
         assert sum(o.done for o in resumed[0].outcomes.values()) == count * 99 // 100
         resumed[0]._ledger.close()
+        grid(store, count)
+        command(f"`sweeper resume` of a grid of {count}", "resume", "grid", "--store", str(store))
+        command("`sweeper status` of it", "status", "grid", "--store", str(store))
 
         from sweeper.cli.main import main as cli
 

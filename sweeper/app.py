@@ -15,6 +15,7 @@ from pathlib import Path
 from sweeper.errors import Problem, RequestError, SweeperError
 from sweeper.plan import render
 from sweeper.plan.plan import Plan, make, unlaunchable
+from sweeper.search.request import grid
 from sweeper.trial.records import SweepFolder, to_json
 from sweeper.trial.spec import key_of
 
@@ -35,7 +36,7 @@ def run(overrides: Sequence[str], *, resume: bool = False, before: Sequence[str]
         # Planning makes many small objects and hardly any garbage: looking for it is a twentieth of a plan.
         gc.disable()
         try:
-            plan = make(overrides)
+            plan = make(overrides, grid(overrides) if resume else None)
         finally:
             gc.enable()
         asked = bool(plan.settings["plan"])

@@ -65,6 +65,8 @@ class ArmPlan:
     example: Sized | None
     """A point that can run, sized; its id is that of no trial. None: there is none (the plan then has problems)."""
     maker: Maker = field(repr=False, compare=False)
+    planned: bool = False
+    """Whether its points were planned by an earlier controller, and were not composed again."""
 
     @property
     def unable(self) -> int:

@@ -36,7 +36,7 @@ class Maker:
         constraints: Sequence[Constraint],
     ) -> None:
         """`shape` None: the arm's own config says nothing that a cluster could be looked up by."""
-        self._arm, self._point, self._shape, self._composer = arm, point, shape, composer
+        self.arm, self._point, self._shape, self._composer = arm, point, shape, composer
         self.dims, self._constraints = tuple(dims), tuple(constraints)
         self._keys = {dim.name: dim.key for dim in dims}
         self._first: dict[str, Problem | None] = {}
@@ -74,7 +74,7 @@ class Maker:
         """See `ArmPlan.sized`."""
 
         def trial(point: Point, config: Config, problems: Sequence[Problem]) -> Trial:
-            return Trial(trial_id, point, config, tuple(problems), self._arm, candidate, seed, dict(params), kind)
+            return Trial(trial_id, point, config, tuple(problems), self.arm, candidate, seed, dict(params), kind)
 
         try:
             composed = self.compose(params, seed)

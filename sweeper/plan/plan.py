@@ -134,8 +134,13 @@ def _hours(sized: Sized | None) -> float | None:
     return sized.cost.gpu_hours if sized is not None and sized.cost is not None else None
 
 
-def make(overrides: Sequence[str]) -> Plan:
+def make(overrides: Sequence[str], grid: Mapping[str, Sequence[Mapping[str, Any]]] | None = None) -> Plan:
     """Plan the request. Problems of single trials are in the plan, not raised.
+
+    Args:
+        overrides: as typed.
+        grid: arm -> its points, where the sweep is gone on with and its ledger has them (`search.request.grid`): they
+            are not composed, and not in `sized`.
 
     Raises:
         RequestError: The request as a whole is wrong (grammar, unknown keys or options, a space of which no point can
@@ -157,7 +162,7 @@ def make(overrides: Sequence[str]) -> Plan:
         problems += spaces.unsettled(dims, bases, composer)
     if problems:
         raise RequestError(dict.fromkeys(problems))
-    builder = _Builder(search, dims, constraints, points, composer, notes)
+    builder = _Builder(search, dims, constraints, points, composer, notes, grid or {})
     plan = builder.plan(tuple(overrides), bases)
     if builder.problems:
         raise RequestError(dict.fromkeys(builder.problems))
@@ -175,7 +180,9 @@ class _Builder:
         points: Sequence[Any],
         composer: Composer,
         notes: list[str],
+        grid: Mapping[str, Sequence[Mapping[str, Any]]],
     ) -> None:
+        self._grid_of = grid
         self._search, self._dims, self._constraints, self._points = search, dims, constraints, points
         self._composer, self.notes = composer, notes
         self.problems: list[Problem] = []
@@ -237,9 +244,12 @@ class _Builder:
         if wrong := self._expressions(maker):
             self.problems += wrong
             return None
+        before: Sequence[Mapping[str, Any]] = ()
         known = spaces.points_of(self._points, maker, label, self.notes, whole=self._search.sampler == "grid")
         if not self._search.samples and not kept:
             looked, listed = Looked(1, 1, 1, {}, (), ()), [self._unnamed(maker, {})]  # may have problems
+        elif before := self._before(maker):
+            looked, listed = Looked(size_of(kept), len(before), len(before), before[0], (), ()), []
         elif self._search.sampler == "grid":
             if (size := (size_of(kept) or 0) * len(self._search.seeds)) > MOST:
                 what = f"the grid has {size:,} trials"
@@ -267,8 +277,14 @@ class _Builder:
             points=known,
             example=example,
             maker=maker,
+            planned=bool(before),
         )
         return arm, listed
+
+    def _before(self, maker: Maker) -> Sequence[Mapping[str, Any]]:
+        """The arm's points by an earlier plan; none where the first of them would not be planned now."""
+        found = self._grid_of.get(maker.arm, ())
+        return found if found and set(found[0]) == {d.name for d in maker.dims} and not maker.refuse(found[0]) else ()
 
     def _maker(self, arm_id: str, base: Composed, dims: Sequence[Dim], shape: Shape) -> Maker:
         return Maker(

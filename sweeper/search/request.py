@@ -6,13 +6,16 @@ said key by key; settings that only say how long or how many (budgets, threshold
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from sweeper.errors import Problem, RequestError
+from sweeper.errors import Problem, RequestError, SweeperError
 from sweeper.plan.plan import Plan
 from sweeper.trial.identity import canonical
+from sweeper.trial.ledger import Ledger
 from sweeper.trial.records import SweepFolder
+from sweeper.trial.spec import key_of
 
 SHOWN = 12
 """Differences that are printed before the rest is counted."""
@@ -62,6 +65,39 @@ def _dim(dim: Any) -> str:
         return f"choice({', '.join(str(v) for v in dim.values)})"
     kind = "int " if dim.integer else ""
     return f"{kind}interval({dim.low}, {dim.high}){', log' if dim.log else ''}"
+
+
+def asked(overrides: Sequence[str]) -> list[str]:
+    """What of a request says what the sweep is, and not where it is or how it is shown."""
+    return sorted(line for line in overrides if key_of(line) not in ("name", "store", "output", "detach"))
+
+
+def grid(overrides: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """The points of each arm of a grid that is gone on with, in order, where its ledger has all of them: they were
+    checked when it was started, and a plan need not compose them again. Empty: there is no such ledger, the request is
+    another one, or the first controller died before it had recorded them.
+    """
+    typed = {key_of(line): line.partition("=")[2] for line in overrides}
+    path = Path(typed.get("store", "runs")).absolute() / typed.get("name", "") / "ledger.db"
+    try:
+        events = Ledger.history(path) if path.is_file() else []
+    except SweeperError:
+        return {}  # said when it is opened
+    requests = [e.data for e in events if e.kind in ("sweep_started", "sweep_extended")]
+    if not requests or requests[-1].get("search", {}).get("sampler") != "grid":
+        return {}
+    last = requests[-1]
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for event in events:
+        data = event.data
+        if event.kind == "trial_planned" and data.get("kind") == "search":
+            found.setdefault(str(data["arm"]), {}).setdefault(str(data["candidate"]), dict(data["params"]))
+    search = last["search"]
+    finals = last["count"] * len(search["final_seeds"])
+    if sum(map(len, found.values())) * len(search["seeds"]) + finals != last.get("planned"):
+        return {}
+    same = asked(last.get("overrides") or ()) == asked(overrides)
+    return {arm: list(points.values()) for arm, points in found.items()} if same else {}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
