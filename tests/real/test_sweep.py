@@ -14,11 +14,16 @@ from typing import Any
 
 import pytest
 from processes import left_over, wait_for
+from trained import ALGORITHMS, STEPS, Place, overrides
+
+sys.path.insert(0, str(Path(__file__).parent))
+import launch
 
 pytestmark = pytest.mark.real
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP = [sys.executable, str(ROOT / "sweep.py")]
+SWEEPER = [sys.executable, "-m", "sweeper.cli.main"]
 CPU = "cluster.device=cpu"  # also where there is a GPU: this environment has no vLLM
 SHORT = ["trainer.total_training_steps=2", "trainer.test_freq=1", "trainer.save_freq=1"]
 
@@ -84,6 +89,56 @@ class TestTheMainCommand:
             assert [m.step for m in rewards] == list(range(1, 31)), name
             artifacts = {a.path for a in client.list_artifacts(run.info.run_id)}
             assert {"trainer.yaml", "command.sh", "spec.json", "status.json"} <= artifacts
+
+    def test_mlflow_has_the_record_the_data_the_checkpoints_and_the_best(self, demo: Any, tmp_path: Path) -> None:
+        folder, _ = demo
+        from mlflow import MlflowClient
+
+        client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+        experiment = client.get_experiment_by_name("sweeper")
+        assert experiment is not None
+        runs = client.search_runs([experiment.experiment_id], "tags.`sweeper.trial` != ''")
+        assert len(runs) == 2
+        for run in runs:
+            tags = run.data.tags
+            at = next((folder / "runs").glob(f"*/trials/{tags['sweeper.trial']}/attempt-1"))
+            record = json.loads((at / "lineage.json").read_text())
+            there = json.loads(Path(client.download_artifacts(run.info.run_id, "lineage.json")).read_text())
+            assert there == record
+            assert (tags["sweeper.fingerprint"], tags["sweeper.commit"]) == (
+                record["fingerprint"], record["code"]["commit"],
+            )  # fmt: skip
+            data = {tag.value: i.dataset for i in run.inputs.dataset_inputs for tag in i.tags if tag.key == "sha256"}
+            assert set(data) == {i["sha256"] for i in record["inputs"] if i["role"] in ("train", "val")}
+            assert all(sha256.startswith(dataset.digest) for sha256, dataset in data.items())
+            saved = {c["step"]: c["digest"] for c in record["checkpoints"]}
+            models = {o.step: client.get_logged_model(o.model_id) for o in run.outputs.model_outputs}
+            assert saved and {step: m.tags["sweeper.digest"] for step, m in models.items()} == saved
+        best = client.get_model_version_by_alias("sweeper", "best")
+        winner = max(runs, key=lambda r: status(folder, r.data.tags["sweeper.trial"])["best_score"])
+        assert best.run_id == winner.info.run_id
+        assert best.tags["sweeper.commit"] == winner.data.tags["sweeper.commit"]
+
+        # A run is found by its id where its records are gone.
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "sweeper.cli.main",
+                "verify",
+                winner.info.run_id,
+                "--tier=config",
+                f"--store={tmp_path}",
+            ],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "pass" in done.stdout.lower()
 
     def test_nothing_stays_running(self, demo: Any) -> None:
         folder, _ = demo
@@ -155,12 +210,17 @@ def test_a_reward_that_raises_fails_its_trial_with_the_cause_and_no_other(tmp_pa
     assert (states["000"], states["001"]) == ("FINISHED", "FAILED")
 
 
-def test_ctrl_c_stops_gently_and_resume_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "algorithm", [a if a == "grpo" else pytest.param(a, marks=pytest.mark.long) for a in ALGORITHMS]
+)
+def test_ctrl_c_stops_gently_and_what_is_resumed_is_the_uninterrupted_run(
+    place: Place, algorithm: str, tmp_path: Path
+) -> None:
     out = tmp_path / "out.txt"
-    command = [*SWEEP, CPU, "name=s", "trainer.total_training_steps=6", "trainer.test_freq=1", "trainer.save_freq=1"]
+    command = [*SWEEP, CPU, "name=s", "tracking=none", *overrides(algorithm, "trainer.save_freq=1")]
     with out.open("w") as stream:
         process = subprocess.Popen(command, cwd=tmp_path, stdout=stream, stderr=stream)
-        wait_for(out, "step 2 of 6", process)
+        wait_for(out, f"step 2 of {STEPS}", process)
         process.send_signal(signal.SIGINT)
         code = process.wait(timeout=30)
     assert code == 1
@@ -170,7 +230,7 @@ def test_ctrl_c_stops_gently_and_resume_goes_on_from_the_checkpoint(tmp_path: Pa
     assert status(tmp_path, "000")["state"] == "stopped"
 
     done = subprocess.run(
-        [sys.executable, "-m", "sweeper.cli.main", "resume", "s"],
+        [*SWEEPER, "resume", "s"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -179,8 +239,18 @@ def test_ctrl_c_stops_gently_and_resume_goes_on_from_the_checkpoint(tmp_path: Pa
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert status(tmp_path, "000", attempt=2)["step"] == 6
-    lines = (tmp_path / "runs/s/trials/000/attempt-2/metrics.jsonl").read_text().splitlines()
-    steps = [json.loads(line)["step"] for line in lines if "critic/rewards/mean" in line]
-    assert steps[0] > 1, "it did not start over"
-    assert steps[-1] == 6
+    assert status(tmp_path, "000", attempt=2)["step"] == STEPS
+    first, second = (values(tmp_path / f"runs/s/trials/000/attempt-{n}/metrics.jsonl") for n in (1, 2))
+    trained = [step for step, line in second.items() if "actor/grad_norm" in line]
+    assert trained[0] > 1, "it did not start over"
+    expected = launch.read(place.trial(algorithm)).by_step()
+    assert sorted({*first, *second}) == sorted(expected)
+    for step, line in expected.items():
+        for made in (first, second):  # both, where a step was taken twice; a resumed run validates once more
+            assert {k: v for k, v in made.get(step, {}).items() if k in line}.items() <= line.items(), step
+        assert line.keys() <= {*first.get(step, {}), *second.get(step, {})}, step
+
+
+def values(metrics: Path) -> dict[int, dict[str, Any]]:
+    """What an attempt measured, without what is of the machine."""
+    return launch.Run(0, "", [json.loads(line) for line in metrics.read_text().splitlines()], metrics).by_step()

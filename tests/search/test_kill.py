@@ -4,6 +4,7 @@ The controller, ledger, samplers and processes are real; the trainer is a script
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -33,21 +35,51 @@ def finish(store: Path, name: str, sampler: str, concurrency: int, scheduler: st
 
 
 def killed(
-    store: Path, name: str, sampler: str, concurrency: int, scheduler: str, rng: random.Random, kills: int
-) -> int:
-    """Kill the controller so many times, or until it has ended by itself; how many times it was killed."""
-    for number in range(kills):
+    store: Path,
+    name: str,
+    sampler: str,
+    concurrency: int,
+    scheduler: str,
+    rng: random.Random,
+    kills: int,
+    *,
+    all_of_it: bool = False,
+) -> Counter[str]:
+    """Kill the controller so many times, or until it has ended by itself. `all_of_it`: with the guards and trainers, as
+    when a machine loses its power.
+
+    Counted: `kills`, those that found the sweep `begun`, and those that found an attempt `running`.
+    """
+    found: Counter[str] = Counter()
+    for _ in range(kills):
         process = drive(store, name, sampler, concurrency, scheduler)
         try:
             # Importing takes most of a second; instants are spread over all of a run, from before its first write.
             process.communicate(timeout=rng.uniform(0.3, 2.2))
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
+            for pid in of_attempts(store) if all_of_it else ():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             process.communicate()
         else:
             assert process.returncode == 0
-            return number
-    return kills
+            return found
+        states = Ledger.read(store / name / "ledger.db") if (store / name / "ledger.db").exists() else {}
+        found += Counter(
+            {"kills": 1, "begun": bool(states), "running": any(s.state == "running" for s in states.values())}
+        )
+    return found
+
+
+def of_attempts(store: Path) -> list[int]:
+    """The processes with a folder of the store on their command line."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if f"{store}/".encode() in entry.read_bytes():
+                found.append(int(entry.parent.name))
+    return found
 
 
 def events(store: Path, name: str) -> list[Event]:
@@ -58,7 +90,8 @@ def proposed(store: Path, name: str) -> list[tuple[str, object]]:
     return [(str(e.trial), e.data["params"]) for e in events(store, name) if e.kind == "trial_planned"]
 
 
-def check(store: Path, name: str, done: set[str]) -> None:
+def check(store: Path, name: str, done: set[str], *, repeats: bool = False) -> None:
+    """`repeats`: a trainer may have died between a step and its checkpoint."""
     states = Ledger.read(store / name / "ledger.db")
     assert len(states) == COUNT, "planned = there"
     assert {s.state for s in states.values()} <= done, "none lost"
@@ -69,7 +102,9 @@ def check(store: Path, name: str, done: set[str]) -> None:
         if state.state == "finished" and not state.forked:  # a fork goes on from where its donor was
             assert set(steps) == set(range(1, 7)), "no step is missing"
             assert state.last_step == 6
-        assert steps.count(1) == 1, "a trial never starts from the beginning again once its first step was made"
+        assert repeats or steps.count(1) == 1, (
+            "a trial never starts from the beginning again once its first step was made"
+        )
     # No process of an attempt is left, and every attempt's end is on record.
     for attempt in (store / name / "trials").glob("*/attempt-*"):
         assert (attempt / "exit.json").exists() or not (attempt / "attempt.json").exists(), attempt
@@ -78,8 +113,9 @@ def check(store: Path, name: str, done: set[str]) -> None:
 def test_a_sweep_killed_at_25_random_instants_ends_as_planned_with_the_samplers_own_sequence(tmp_path: Path) -> None:
     finish(tmp_path, "whole", "tpe", 1, "none")
     rng = random.Random(20261121)
-    kills = round_ = 0
-    while kills < 25:
+    kills: Counter[str] = Counter()
+    round_ = 0
+    while kills["begun"] < 25 or kills["running"] < 10:  # not those alone that come before anything was written
         name = f"killed-{round_}"
         kills += killed(tmp_path, name, "tpe", 1, "none", rng, 8)
         finish(tmp_path, name, "tpe", 1, "none")
@@ -88,10 +124,23 @@ def test_a_sweep_killed_at_25_random_instants_ends_as_planned_with_the_samplers_
             "the sampler's sequence is the uninterrupted one"
         )
         round_ += 1
-        assert round_ < 25, "the controller ends before it can be killed"
+        assert round_ < 25, f"the controller ends before it can be killed, or is killed before it begins: {kills}"
 
 
-@pytest.mark.parametrize("scheduler", ["asha", "hyperband", "pbt"])
+def test_a_power_cut_costs_no_trial(tmp_path: Path) -> None:
+    rng = random.Random("power")
+    kills: Counter[str] = Counter()
+    for round_ in range(25):
+        name = f"cut-{round_}"
+        kills += killed(tmp_path, name, "random", 2, "none", rng, 6, all_of_it=True)
+        finish(tmp_path, name, "random", 2, "none")
+        check(tmp_path, name, {"finished"}, repeats=True)
+        if kills["running"] >= 5:
+            return
+    raise AssertionError(f"no attempt was hit: {kills}")
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "median", "hyperband", "pbt", "pb2"])
 def test_a_killed_sweep_with_a_scheduler_and_two_at_a_time_ends_as_planned(tmp_path: Path, scheduler: str) -> None:
     rng = random.Random(scheduler)
     killed(tmp_path, "k", "random", 2, scheduler, rng, 6)
@@ -104,8 +153,9 @@ def test_a_killed_sweep_with_a_scheduler_and_two_at_a_time_ends_as_planned(tmp_p
 @pytest.mark.long
 def test_200_kills(tmp_path: Path) -> None:
     rng = random.Random(200)
-    kills = round_ = 0
-    while kills < 200:
+    kills: Counter[str] = Counter()
+    round_ = 0
+    while kills["begun"] < 200:
         sampler, scheduler = rng.choice(["random", "tpe", "qmc"]), rng.choice(["none", "asha", "hyperband"])
         name = f"k{round_}"
         kills += killed(tmp_path, name, sampler, 2, scheduler, rng, 8)

@@ -103,7 +103,11 @@ def build(store: Path, name: str, sampler: str, count: int, concurrency: int, sc
     (folder.path / "studies").mkdir(exist_ok=True)
     settings = {"name": scheduler, "grace_period": None, "reduction_factor": 2, "brackets": 1}
     validations = list(range(1, STEPS + 1))
-    extra = {} if scheduler != "pbt" else {"interval": 2, "quantile": 0.5, "resample": 0.25}
+    extra = {
+        "pbt": {"interval": 2, "quantile": 0.5, "resample": 0.25},
+        "pb2": {"interval": 2, "quantile": 0.5},
+        "median": {"min_samples": 2},
+    }.get(scheduler, {})
     arm = ArmSearch(
         "0",
         sampler=samplers.make(sampler, DIMS, seed=7, options={}, journal=folder.path / "studies" / "0.journal"),
