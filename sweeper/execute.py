@@ -146,7 +146,7 @@ def _run(
     chosen = placement.choose(plan, engine, cluster, folder.path, display)
     controller = Controller(
         arms=[_arm_search(plan, number, engine, folder, asked.modes) for number in range(len(plan.arms))],
-        size=_sizer(plan, known, display, chosen),
+        size=_sizer(plan, known, display, chosen, engine),
         engine=engine,
         cluster=cluster,
         folder=folder,
@@ -295,21 +295,28 @@ def _refuse(plan: Plan, arm: ArmPlan) -> Refuse:
 
 
 def _sizer(
-    plan: Plan, known: Mapping[str, Trial], display: events.Display, chosen: Mapping[str, placement.Choice]
+    plan: Plan,
+    known: Mapping[str, Trial],
+    display: events.Display,
+    chosen: Mapping[str, placement.Choice],
+    engine: Engine,
 ) -> Size:
     arms = {arm.id: arm for arm in plan.arms}
+
+    def placed(trial: Trial) -> Trial:
+        return placement.applied(trial, chosen, lambda config: not engine.check(config, arms[trial.arm].shape))
 
     def size(candidate: Candidate, seed: int | None, trial_id: str, kind: str) -> Trial:
         found = known.get(trial_id)
         if found is not None and dict(found.params) == candidate.params:
-            return placement.applied(found, chosen)
+            return placed(found)
         sized = arms[candidate.arm].sized(
             candidate.params, seed=seed, candidate=candidate.id, trial_id=trial_id, kind=kind
         )
         if sized.trial.problems:  # it could run when it was proposed: another machine, or other files
             raise RequestError(sized.trial.problems)
         _prepare([sized.trial], display)
-        return placement.applied(sized.trial, chosen)
+        return placed(sized.trial)
 
     return size
 

@@ -152,6 +152,7 @@ _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "scheduler.name": _one_of(*SCHEDULERS),
     "placement.probe": (lambda value: isinstance(value, bool) or value == "auto", "auto, true, false"),
     "placement.steps": (lambda value: _count(value) and value >= 2, "a whole number from 2: the first is not counted"),
+    "placement.runs": (lambda value: _count(value) and value >= 2, "a whole number from 2: one alone says nothing"),
     "placement.mismatch_above": (_or_null(_number), "a number from 0, or null"),
     "lineage.strict": _FLAG,
     "lineage.reproduces": (_or_null(_TEXT[0]), "a lineage.json, or null"),

@@ -6,7 +6,7 @@ processes), it names every problem of a config before anything is spent, and it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -167,6 +167,19 @@ class Failure:
     """The exception that it comes from, where the log has one that is no consequence of something else."""
 
 
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """One thing that the placement of a trial can have otherwise, and what it can be set to."""
+
+    name: str
+    """In words: `micro-batches`."""
+    settings: tuple[Mapping[str, Any], ...]
+    """Engine key -> value, first the config's own. Every one can run. One: there is nothing to choose."""
+    ordered: bool = False
+    """Each goes further in the same direction than the one before: where one is no faster, those after it are not
+    either."""
+
+
 class Engine(Protocol):
     """A training system that a trial can be a run of."""
 
@@ -282,9 +295,10 @@ class Engine(Protocol):
         folder had is moved aside. Whole or not at all. SweeperError if it cannot be copied."""
         ...
 
-    def placements(self, config: Config, shape: Shape) -> list[dict[str, Any]]:
-        """The placements worth probing for this model on that shape: engine key -> value, first the one that would be
-        taken unprobed. One entry: there is nothing to choose."""
+    def placements(self, config: Config, shape: Shape, typed: Collection[str] = ()) -> list[Knob]:
+        """What of the placement of this model on that shape is worth probing, what promises most first; placement keys
+        only. `typed`: keys, sections of keys and names (`tp`) that the user set, which are never settings' to change.
+        """
         ...
 
 

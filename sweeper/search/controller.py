@@ -536,8 +536,9 @@ class Controller:
     def _flag(self, r: Running, flag: Flag) -> None:
         """Keep it, then say it: a resume knows it by the ledger and does not say it again."""
         outcome, trial = r.outcome, r.outcome.trial.id
-        placement = self._engine.placements(self._relieved(outcome)[0], self._cluster.shape)[0]
-        outcome.flagged = flag = replace(flag, attempt=r.number, placement=dict(placement))
+        knobs = self._engine.placements(self._relieved(outcome)[0], self._cluster.shape)
+        placement = {key: value for knob in knobs for key, value in knob.settings[0].items()}
+        outcome.flagged = flag = replace(flag, attempt=r.number, placement=placement)
         self._ledger.append("placement_flagged", trial=trial, attempt=r.number, data=flag.as_dict())
         r.folder.write_status("running", **_flagged(outcome))
         self._tracker.tagged(trial, {"sweeper.flagged": flag.text})

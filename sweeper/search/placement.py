@@ -3,23 +3,28 @@ numbers).
 
 Guarantees: a placement never enters a fingerprint and never changes what a trial is; nothing that the user typed or
 searches is touched; a probe that fails counts as a placement that cannot be had, with its reason, and never ends the
-sweep; measurements are kept in the cache under all the facts that they depend on and are not made again while those
-are the same.
+sweep; there are at most `placement.runs` of them; each measurement is kept as soon as it is made, in the sweep for its
+resume and at the end in the cache under all the facts that it depends on, and is not made again while those are the
+same.
 
-The decision (`decide`) is a pure function of measurements; `choose` finds out what is to be measured and measures it.
+The knobs are turned one after the other, each from the best placement so far: no product of them is run, and what one
+does at another setting of a later one is not looked for. `search` decides, by measurements and nothing else, so that
+the same ones lead to the same placement; `choose` finds out what is to be measured and measures it.
 docs/placement.md explains it to users.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import platform
+import re
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +32,13 @@ from typing import Any
 from sweeper import cache
 from sweeper.clusters.base import Attempt, Cluster
 from sweeper.config import tree
-from sweeper.engines.base import AttemptPaths, Config, Engine, Gang, Progress, Shape
+from sweeper.engines.base import AttemptPaths, Config, Engine, Gang, Knob, Progress, Shape
+from sweeper.plan.arms import ArmPlan
 from sweeper.plan.plan import Plan
 from sweeper.report.events import Display
 from sweeper.search.guard import placed
 from sweeper.trial.identity import canonical, is_placement, placement_of
-from sweeper.trial.records import versions
+from sweeper.trial.records import versions, write_text
 from sweeper.trial.spec import Trial
 
 WORTH = 10
@@ -45,7 +51,11 @@ below that it is rounding, since a sum over ranks is made in another order."""
 POLL_S = 0.2
 
 _FILE = "measured.json"
-_VERSION = 1  # of what is measured and how: raise it when old measurements mean something else
+_VERSION = 2  # of what is measured and how: raise it when old measurements mean something else
+_UNRELATED = re.compile(r"seed|_name$|(^|\.)(optim|profiler|checkpoint)\.|clip|coef|loss")
+"""Leaves beside the knobs that say what is computed or written, not how much or how fast."""
+_LONGEST = 120
+"""Of a folder's name: file systems allow 255 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +86,55 @@ class Choice:
     warning: str = ""
 
 
+def search(
+    knobs: Sequence[str],
+    settings: Callable[[str, Mapping[str, Any]], tuple[Sequence[Mapping[str, Any]], bool]],
+    measure: Callable[[Mapping[str, Any]], Measured | None],
+    mismatch_above: float | None,
+) -> Choice | None:
+    """The fastest placement found that runs and does not change the numbers, knob by knob.
+
+    Args:
+        knobs: what can be turned, in order.
+        settings: a knob and the placement so far -> its settings, the first the one that it has, and whether they are
+            ordered (engines.base.Knob).
+        measure: None where no more is to be run; then it is decided by what was measured until then.
+        mismatch_above: the largest mismatch that is accepted; None: no limit.
+
+    None where nothing was measured.
+    """
+    measured: list[Measured] = []
+    best: Measured | None = None
+    for knob in knobs:
+        (own, *others), ordered = settings(knob, best.keys if best else {})
+        if not others:
+            continue
+        if best is None:
+            best = measure(own)
+            if best is None:
+                return None
+            measured.append(best)
+        start, more = best, True
+        for together in [[keys] for keys in others] if ordered else [others]:
+            tried = []
+            for keys in together:
+                one = measure({**start.keys, **keys})
+                if one is None:
+                    more = False
+                    break
+                tried.append(one)
+            measured += tried
+            before, best = best, _better(best, tried, measured[0], mismatch_above)
+            if not more or best is before:
+                break
+        # Where nothing runs, or nothing keeps the numbers, the other knobs ask for more of the same.
+        if not more or best.tokens_per_s is None or not _sound(best, measured[0], mismatch_above):
+            break
+    return _chosen(best, measured, mismatch_above) if best else None
+
+
 def decide(measured: Sequence[Measured], mismatch_above: float | None) -> Choice:
-    """The fastest placement that runs and does not change the numbers.
+    """The fastest of the settings of one knob that runs and does not change the numbers.
 
     Args:
         measured: at least one, the default first.
@@ -87,20 +144,28 @@ def decide(measured: Sequence[Measured], mismatch_above: float | None) -> Choice
     placement failed the default is taken with a warning; where each one that runs has too large a mismatch, the one
     with the smallest.
     """
+    return _chosen(_better(measured[0], measured[1:], measured[0], mismatch_above), measured, mismatch_above)
+
+
+def _better(now: Measured, others: Sequence[Measured], default: Measured, above: float | None) -> Measured:
+    """Which of them it is to be; `default` is what mismatches are held against."""
+    running = [m for m in (now, *others) if m.tokens_per_s is not None]
+    sound = [m for m in running if _sound(m, default, above)]
+    if not sound:
+        return min(running, key=lambda m: _number(m.mismatch), default=now)
+    best = max(sound, key=_rate)
+    return now if now in sound and _rate(best) < FASTER * _rate(now) else best
+
+
+def _chosen(best: Measured, measured: Sequence[Measured], above: float | None) -> Choice:
     default = measured[0]
-    running = [m for m in measured if m.tokens_per_s is not None]
-    if not running:
+    if best.tokens_per_s is None:
         why = f"{placed(default.keys)}: no placement could be probed ({default.failed})"
         return Choice(default.keys, why, tuple(measured), warning=why)
-    sound = [m for m in running if _sound(m, default, mismatch_above)]
-    if not sound:
-        best = min(running, key=lambda m: _number(m.mismatch))
-        limit = "" if mismatch_above is None else f" above {mismatch_above:g}"
+    if not _sound(best, default, above):
+        limit = "" if above is None else f" above {above:g}"
         why = f"{placed(best.keys)}: every placement's mismatch is too large{limit}; least is {best.mismatch:.2g}"
         return Choice(best.keys, why, tuple(measured), warning=why)
-    best = max(sound, key=_rate)
-    if default in sound and _rate(best) < FASTER * _rate(default):
-        best = default
     return Choice(best.keys, _why(best, default, measured), tuple(measured))
 
 
@@ -145,15 +210,24 @@ def _why(best: Measured, default: Measured, measured: Sequence[Measured]) -> str
 # --- what a choice does to a trial ---
 
 
-def applied(trial: Trial, chosen: Mapping[str, Choice]) -> Trial:
-    """The trial with its arm's placement in the config, which is copied; the trial itself where there is none."""
+def applied(trial: Trial, chosen: Mapping[str, Choice], able: Callable[[Config], bool] = lambda _config: True) -> Trial:
+    """The trial with its arm's placement in the config, which is copied; the trial itself where there is none.
+
+    Nor where it could not run so by `able`: what it searches may leave it other batches than the placement was made
+    for.
+    """
     choice = chosen.get(trial.arm)
     if choice is None or all(tree.get(trial.config, key) == value for key, value in choice.keys.items()):
         return trial
-    config: Config = tree.copy(dict(trial.config))
-    for key, value in choice.keys.items():
-        tree.put(config, key, value)
-    return dataclasses.replace(trial, config=config)
+    config = _with(dict(trial.config), choice.keys)
+    return dataclasses.replace(trial, config=config) if able(config) else trial
+
+
+def _with(config: Config, keys: Mapping[str, Any]) -> Config:
+    changed: Config = tree.copy(config)
+    for key, value in keys.items():
+        tree.put(changed, key, value)
+    return changed
 
 
 # --- when to look, and where ---
@@ -165,8 +239,19 @@ class _Question:
 
     config: Config
     shape: Shape
-    candidates: tuple[Mapping[str, Any], ...]
+    knobs: tuple[str, ...]
+    """Those that have a choice."""
+    typed: frozenset[str]
+    runs: int
+    """The most placements that a search looks at: fewer where there are not so many."""
     spec: Mapping[str, Any]
+
+    def settings(self, engine: Engine, knob: str, keys: Mapping[str, Any]) -> tuple[Sequence[Mapping[str, Any]], bool]:
+        """Of a knob, with a placement so far."""
+        for found in engine.placements(_with(self.config, keys), self.shape, self.typed):
+            if found.name == knob:
+                return found.settings, found.ordered
+        return [{}], False
 
 
 def choose(plan: Plan, engine: Engine, cluster: Cluster, folder: Path, display: Display) -> dict[str, Choice]:
@@ -182,8 +267,7 @@ def choose(plan: Plan, engine: Engine, cluster: Cluster, folder: Path, display: 
     for arm in plan.arms:
         if arm.example is None or arm.example.trial.problems:
             continue
-        config = dict(arm.example.trial.config)
-        question = _question(config, arm.shape, engine, _typed(arm.point.overrides, [d.name for d in arm.dims]))
+        question = _question(arm, dict(arm.example.trial.config), engine)
         if question is None:
             continue
         at = cache.folder(cache.root(), "placement", question.spec)
@@ -191,7 +275,8 @@ def choose(plan: Plan, engine: Engine, cluster: Cluster, folder: Path, display: 
         _, arms, before = questions.get(at, (question, [], 0))
         questions[at] = (question, [*arms, arm.id], before + steps)
     for number, (at, (question, arms, steps)) in enumerate(questions.items()):
-        choice = _answer(question, at, steps, engine, cluster, folder / "placement" / str(number), display)
+        probes = _Probes(question, at, steps, engine, cluster, folder / "placement" / str(number), display)
+        choice = probes.answer()
         if choice is None:
             continue
         display.event("warning" if choice.warning else "note", message=f"placement {choice.why}")
@@ -199,40 +284,53 @@ def choose(plan: Plan, engine: Engine, cluster: Cluster, folder: Path, display: 
     return found
 
 
-def _typed(overrides: Sequence[str], dims: Sequence[str]) -> frozenset[str]:
-    """Keys that the user set or searches, and so are not ours to choose."""
-    return frozenset([*(text.partition("=")[0].lstrip("+~") for text in overrides), *dims])
-
-
-def _question(config: Config, shape: Shape, engine: Engine, typed: frozenset[str]) -> _Question | None:
+def _question(arm: ArmPlan, config: Config, engine: Engine) -> _Question | None:
     """None where there is nothing to choose."""
-    if config["placement"]["probe"] is False:
+    settings, shape = config["placement"], arm.shape
+    if settings["probe"] is False:
         return None
-    candidates = tuple(engine.placements(config, shape))
-    keys = {key for candidate in candidates for key in candidate}
-    if len(candidates) < 2 or typed & keys or ("tp" in typed and any(k.endswith("parallel_size") for k in keys)):
+    # What the user set, or searches, is not ours to choose. An experiment's file says it too; it is looked at only
+    # where there is a choice at all, for there may be thousands of arms.
+    lines = (text.partition("=")[0].lstrip("+~") for text in arm.point.overrides)
+    typed = frozenset([*lines, *(part for dim in arm.dims for part in (dim.name, dim.key))])
+    found = _choices(engine, config, shape, typed)
+    if found and arm.example and arm.maker:
+        explicit = arm.maker.compose(arm.example.trial.params, None).explicit
+        typed |= {key.lstrip("+~") for key in explicit}
+        found = _choices(engine, config, shape, typed)
+    if not found:
         return None
+    keys = {key for knob in found for setting in knob.settings for key in setting}
     patterns = placement_of(config)
     if wrong := [key for key in keys if patterns and not is_placement(key, patterns)]:
         raise AssertionError(f"{engine.name} offers {wrong} as placement, which would change the trials' identity")
-    return _Question(config, shape, candidates, spec(config, shape, engine, candidates))
+    most = 1 + sum(len(knob.settings) - 1 for knob in found)
+    runs = min(int(settings["runs"]), most)
+    facts = spec(config, shape, engine, {knob.name: knob.settings for knob in found})
+    return _Question(config, shape, tuple(knob.name for knob in found), typed, runs, facts)
 
 
-def spec(config: Config, shape: Shape, engine: Engine, candidates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _choices(engine: Engine, config: Config, shape: Shape, typed: frozenset[str]) -> list[Knob]:
+    return [knob for knob in engine.placements(config, shape, typed) if len(knob.settings) > 1]
+
+
+def spec(
+    config: Config, shape: Shape, engine: Engine, knobs: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, Any]:
     """All that a measurement depends on, as plain JSON: the model, the cluster's shape, the engine and the versions of
-    what it is made of, how much a step computes, and the other values of the config sections that hold the candidates'
-    keys (the rollout's lengths, batching and memory). Learning rates, seeds, names
-    and the number of steps are not in it."""
+    what it is made of, how much a step computes, the knobs with their settings, and whatever else is in the parts of
+    the config that any knob of the engine is in, whether it can be turned here or was typed (lengths, batching,
+    memory, parallelism, dtypes). Learning rates, coefficients, seeds, names and the number of steps are not in it."""
     work = asdict(engine.workload(config, shape))
     for unrelated in ("steps", "memory_gib"):
         work.pop(unrelated)
-    keys = {key for candidate in candidates for key in candidate}
-    sections = {key.rpartition(".")[0] for key in keys}
+    free = {key for settings in knobs.values() for setting in settings for key in setting}
+    roots = {key.partition(".")[0] for knob in engine.placements(config, shape) for key in knob.settings[0]}
     beside = {
-        f"{section}.{key}": value
-        for section in sorted(sections)
-        for key, value in tree.values(dict(tree.get(config, section, None) or {}))
-        if f"{section}.{key}" not in keys and "seed" not in key and not key.endswith("_name")
+        f"{root}.{key}": value
+        for root in sorted(roots | {key.partition(".")[0] for key in free})
+        for key, value in tree.values(dict(config.get(root) or {}))
+        if f"{root}.{key}" not in free and not _UNRELATED.search(key)
     }
     model = {k: v for k, v in (config.get("model") or {}).items() if k != "warm_up"}
     return {
@@ -245,32 +343,69 @@ def spec(config: Config, shape: Shape, engine: Engine, candidates: Sequence[Mapp
         "gang": asdict(engine.gang(config)),
         "work": work,
         "beside": json.loads(canonical(beside)),
-        "candidates": [dict(c) for c in candidates],
+        "knobs": {name: [dict(setting) for setting in settings] for name, settings in knobs.items()},
         "steps": int(config["placement"]["steps"]),
     }
 
 
-def _answer(
-    question: _Question, at: Path, steps: int, engine: Engine, cluster: Cluster, folder: Path, display: Display
-) -> Choice | None:
-    settings = question.config["placement"]
-    above = settings.get("mismatch_above")
-    known = _read(at)
-    if known is not None and settings["probe"] is not True:
-        choice = decide(known[0], above)
-        return dataclasses.replace(choice, why=f"{choice.why}; probed {known[1]}")
-    needed = len(question.candidates) * (int(settings["steps"]) + 1)
-    if settings["probe"] is not True and steps < WORTH * needed:
-        return None
-    names = ", ".join(placed(c) for c in question.candidates)
-    display.event("preparing", message=f"probing placements: {names}, {int(settings['steps']) + 1} steps each")
-    measured = []
-    for candidate in question.candidates:
-        measured.append(probe(question, candidate, engine, cluster, folder / placed(candidate).replace(" ", ",")))
-        display.event("note", message=_line(measured[-1]))
-    if any(m.tokens_per_s is not None for m in measured):
-        _write(at, question, measured)
-    return decide(measured, above)
+class _Probes:
+    """The measurements for one question: those that are kept, and those that are made now."""
+
+    def __init__(
+        self,
+        question: _Question,
+        at: Path,
+        steps: int,
+        engine: Engine,
+        cluster: Cluster,
+        folder: Path,
+        display: Display,
+    ) -> None:
+        """`at`: where they are kept; `steps`: of all trials that they are for; `folder`: of this sweep's probes."""
+        self._question, self._at, self._folder = question, at, folder
+        self._engine, self._cluster, self._display = engine, cluster, display
+        settings = question.config["placement"]
+        self._steps, self._above = int(settings["steps"]) + 1, settings.get("mismatch_above")
+        self._kept, self._date = _read(at) if settings["probe"] is not True else ({}, "")
+        worth = question.runs if settings["probe"] is True else steps // (WORTH * self._steps)
+        self._worth = min(worth, question.runs) if worth > 1 else 0  # one alone says nothing
+        self._asked: set[str] = set()
+        self._said = False
+        self._made: dict[str, Measured] = {}
+        """By this sweep, now or before a resume."""
+
+    def answer(self) -> Choice | None:
+        """None where nothing is known and the sweep is too short to find out."""
+        q = self._question
+        choice = search(q.knobs, lambda knob, keys: q.settings(self._engine, knob, keys), self._measure, self._above)
+        if self._made and any(m.tokens_per_s is not None for m in self._made.values()):
+            _write(self._at, q, [*({**self._kept, **self._made}).values()])
+        if choice is None or self._made:
+            return choice
+        return dataclasses.replace(choice, why=f"{choice.why}; probed {self._date}")
+
+    def _measure(self, keys: Mapping[str, Any]) -> Measured | None:
+        text = _text(keys)
+        if len(self._asked | {text}) > self._question.runs:
+            return None
+        self._asked.add(text)
+        if text in self._kept:
+            return self._kept[text]
+        here = self._folder / _folder_name(keys)
+        found = _of_this_sweep(here, self._question, keys)
+        if found is None:
+            if len(self._made) >= self._worth:
+                return None
+            if not self._said:
+                self._said = True
+                knobs = ", ".join(self._question.knobs)
+                said = f"probing placements ({knobs}): at most {self._worth} runs of {self._steps} steps"
+                self._display.event("preparing", message=said)
+            found = probe(self._question, keys, self._engine, self._cluster, here)
+            _keep(here, self._question, found)
+            self._display.event("note", message=_line(found))
+        self._made[text] = found
+        return found
 
 
 def _line(one: Measured) -> str:
@@ -307,10 +442,8 @@ def probe(
 
 def short(config: Config, candidate: Mapping[str, Any], engine: Engine) -> Config:
     """The config of a probe: that placement, the steps of a probe and the one before them, no checkpoint, no score."""
-    made: Config = tree.copy(config)
+    made = _with(config, candidate)
     steps = int(config["placement"]["steps"]) + 1
-    for key, value in candidate.items():
-        tree.put(made, key, value)
     tree.put(made, engine.steps_key, steps)
     # Beyond the end and not -1: engines validate and save at the last step anyway, and a trial without a score is
     # refused by their checks.
@@ -398,13 +531,42 @@ def _failure(engine: Engine, folder: Path, reason: str, code: int | None, detail
 # --- what is kept ---
 
 
-def _read(at: Path) -> tuple[list[Measured], str] | None:
-    """What was measured, and when; None where nothing is known or it cannot be read."""
+def _text(keys: Mapping[str, Any]) -> str:
+    return json.dumps(dict(keys), sort_keys=True)
+
+
+def _folder_name(keys: Mapping[str, Any]) -> str:
+    """A placement as a folder's name; long ones are cut and told apart by a hash."""
+    name = placed(keys).replace(" ", ",")
+    if len(name) <= _LONGEST:
+        return name
+    return f"{name[:_LONGEST]}-{hashlib.sha256(_text(keys).encode()).hexdigest()[:8]}"
+
+
+def _of_this_sweep(here: Path, question: _Question, keys: Mapping[str, Any]) -> Measured | None:
+    """What an earlier controller of this sweep measured."""
     try:
-        kept = json.loads((at / _FILE).read_text(encoding="utf-8"))
-        return [Measured(**one) for one in kept["measured"]], str(kept["date"])
+        kept = json.loads((here / _FILE).read_text(encoding="utf-8"))
+        measured = Measured(**kept["measured"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    same = kept.get("facts") == json.loads(json.dumps(question.spec)) and _text(measured.keys) == _text(keys)
+    return measured if same else None
+
+
+def _keep(here: Path, question: _Question, measured: Measured) -> None:
+    here.mkdir(parents=True, exist_ok=True)  # a placement that was refused was not started
+    kept = {"measured": asdict(measured), "facts": question.spec}
+    write_text(here / _FILE, json.dumps(kept, indent=2) + "\n")
+
+
+def _read(at: Path) -> tuple[dict[str, Measured], str]:
+    """What was measured, and when; nothing where nothing is known or it cannot be read."""
+    try:
+        kept = json.loads((at / _FILE).read_text(encoding="utf-8"))
+        return {_text(one["keys"]): Measured(**one) for one in kept["measured"]}, str(kept["date"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}, ""
 
 
 def _write(at: Path, question: _Question, measured: Sequence[Measured]) -> None:
@@ -414,7 +576,7 @@ def _write(at: Path, question: _Question, measured: Sequence[Measured]) -> None:
         "host": platform.node(),
         "facts": question.spec,
     }
-    shutil.rmtree(at, ignore_errors=True)  # probed again, or unreadable
+    shutil.rmtree(at, ignore_errors=True)  # there is more now, or it was unreadable
     with cache.building(at) as aside:
         if aside is not None:
             (aside / _FILE).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")

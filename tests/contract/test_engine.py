@@ -155,12 +155,14 @@ def test_every_placement_can_run_and_is_the_same_trial(engine: Engine) -> None:
     identity = fingerprint(config)
     found = engine.placements(config, CPU)
     assert found
-    for placement in found:
-        changed = copy.deepcopy(config)
-        for key, value in placement.items():
-            tree.put(changed, key, value)
-        assert fingerprint(changed) == identity
-        assert engine.check(changed, CPU) == []
+    for knob in found:
+        assert all(tree.get(config, key) == value for key, value in knob.settings[0].items()), "first the config's own"
+        for setting in knob.settings:
+            changed = copy.deepcopy(config)
+            for key, value in setting.items():
+                tree.put(changed, key, value)
+            assert fingerprint(changed) == identity
+            assert engine.check(changed, CPU) == []
 
 
 def test_what_two_runs_of_a_cpu_config_share_is_said(engine: Engine) -> None:

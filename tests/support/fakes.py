@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.clusters.base import Exit
-from sweeper.engines.base import AttemptPaths, Failure, Gang, Job, Progress, Saved, Shape, Sound
+from sweeper.engines.base import AttemptPaths, Failure, Gang, Job, Knob, Progress, Saved, Shape, Sound
 from sweeper.search.arm import ArmSearch, Candidate
 from sweeper.search.base import Ask, Past, Refuse, Told
 from sweeper.trial.spec import Point, Trial
@@ -68,8 +68,8 @@ class FakeEngine:
     def exact(self, config: Mapping[str, Any]) -> bool:
         return True
 
-    def placements(self, config: Mapping[str, Any], shape: Shape) -> list[dict[str, Any]]:
-        return [{"rollout.tensor_model_parallel_size": config.get("tp", 1)}]
+    def placements(self, config: Mapping[str, Any], shape: Shape, typed: Any = ()) -> list[Knob]:
+        return [Knob("tp", ({"rollout.tensor_model_parallel_size": config.get("tp", 1)},))]
 
     def of_machine(self, metric: str) -> bool:
         return metric.startswith("time")

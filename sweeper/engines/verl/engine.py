@@ -7,13 +7,13 @@ files is looked at once, however many trials share them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sweeper import environments, models
-from sweeper.engines.base import AttemptPaths, Config, Failure, Gang, Job, Progress, Saved, Shape, Sound, Workload
+from sweeper.engines.base import AttemptPaths, Config, Failure, Gang, Job, Knob, Progress, Saved, Shape, Sound, Workload
 from sweeper.engines.verl import (
     candidates,
     checkpoints,
@@ -149,9 +149,9 @@ class VerlEngine:
         """Another trial's `global_step_<n>` as this one's newest."""
         checkpoints.adopt(saved, folder)
 
-    def placements(self, config: Config, shape: Shape) -> list[dict[str, Any]]:
-        """Sizes of the rollout's tensor parallelism that the model and the nodes allow."""
-        return candidates.placements(config, shape)
+    def placements(self, config: Config, shape: Shape, typed: Collection[str] = ()) -> list[Knob]:
+        """The rollout's tensor parallelism, micro-batches, offloading, the rollout's share of the memory."""
+        return candidates.placements(config, shape, typed)
 
 
 def _lay_cpu(config: Config, typed: Mapping[str, Any]) -> None:

@@ -42,7 +42,7 @@ def _micro_batches(config: Config) -> str:
 
 
 def _fewer_responses(config: Config) -> Iterator[str]:
-    for key, dynamic in _micro_batch_keys(config):
+    for key, dynamic in micro_batch_keys(config):
         value = tree.get(config, key)
         if tree.get(config, dynamic) or not isinstance(value, int) or value < 2:
             continue
@@ -52,7 +52,8 @@ def _fewer_responses(config: Config) -> Iterator[str]:
         yield f"{_last(key)}={half}"
 
 
-def _micro_batch_keys(config: Config) -> Iterator[tuple[str, str]]:
+def micro_batch_keys(config: Config) -> Iterator[tuple[str, str]]:
+    """Responses that a rank computes at once in each pass -> the key by which that pass counts tokens instead."""
     yield f"{_ACTOR}.ppo_micro_batch_size_per_gpu", f"{_ACTOR}.use_dynamic_bsz"
     yield f"{_ROLLOUT}.log_prob_micro_batch_size_per_gpu", f"{_ROLLOUT}.log_prob_use_dynamic_bsz"
     if schedule.needs_reference(config):
@@ -66,7 +67,7 @@ def _fewer_tokens(config: Config) -> Iterator[str]:
     # One response must fit (utils/seqlen_balancing.py:384), over the ranks that share its sequence; without those the
     # bound is only stricter than it has to be.
     longest = int(config["data"]["max_prompt_length"]) + int(config["data"]["max_response_length"])
-    for key, dynamic in _token_keys(config):
+    for key, dynamic in token_keys(config):
         value = tree.get(config, key)
         if not tree.get(config, dynamic) or not isinstance(value, int) or value <= longest:
             continue
@@ -75,7 +76,8 @@ def _fewer_tokens(config: Config) -> Iterator[str]:
         yield f"{_last(key)}={half}"
 
 
-def _token_keys(config: Config) -> Iterator[tuple[str, str]]:
+def token_keys(config: Config) -> Iterator[tuple[str, str]]:
+    """Likewise tokens, which count where that other key is on."""
     yield f"{_ACTOR}.ppo_max_token_len_per_gpu", f"{_ACTOR}.use_dynamic_bsz"
     yield f"{_ROLLOUT}.log_prob_max_token_len_per_gpu", f"{_ROLLOUT}.log_prob_use_dynamic_bsz"
     if schedule.needs_reference(config):
@@ -96,16 +98,22 @@ def _offloading(name: str) -> _Step:
     def step(config: Config) -> str:
         if config["trainer"]["device"] == "cpu":
             return ""  # there is nowhere else to put it
-        # The models that train; the reference model's weights too, which are only read.
-        parts = [_ACTOR]
-        if schedule.needs_reference(config) and name == "param_offload":
-            parts.append(_REF)
-        keys = [f"{part}.{section}.{name}" for part in parts for section in _SECTIONS]
-        if schedule.needs_critic(config):
-            keys += [f"critic.{section}.{name}" for section in ("fsdp", *_SECTIONS)]
-        return _switch_on(config, keys)
+        return _switch_on(config, [*trained_offloads(config, name), *reference_offloads(config, name)])
 
     return step
+
+
+def trained_offloads(config: Config, name: str) -> Iterator[str]:
+    """Keys of an offload of the models that train, whichever training engine has them; they need not be there."""
+    yield from (f"{_ACTOR}.{section}.{name}" for section in _SECTIONS)
+    if schedule.needs_critic(config):
+        yield from (f"critic.{section}.{name}" for section in ("fsdp", *_SECTIONS))
+
+
+def reference_offloads(config: Config, name: str) -> Iterator[str]:
+    """Likewise of the reference model, of which there are weights only, and those are only read."""
+    if schedule.needs_reference(config) and name == "param_offload":
+        yield from (f"{_REF}.{section}.{name}" for section in _SECTIONS)
 
 
 def _switch_on(config: Config, keys: list[str]) -> str:
