@@ -91,8 +91,8 @@ class Queue(Protocol):
 class Watcher:
     """The one thread that speaks with a queue."""
 
-    def __init__(self, queue: Queue, every_s: float = LOOK_S) -> None:
-        self.queue, self._every_s = queue, every_s
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
         self._states: dict[str, State | None] = {}
         self._watched: set[str] = set()
         self._todo: list[tuple[float, Callable[[], None]]] = []
@@ -163,7 +163,7 @@ class Watcher:
                     return
                 now = time.monotonic()
                 if all(when > now for when, _ in self._todo):
-                    next_s = min([self._every_s, *(when - now for when, _ in self._todo)])
+                    next_s = min([LOOK_S, *(when - now for when, _ in self._todo)])
                     self._wake.wait(next_s if self._watched or self._todo else None)
 
     def _due(self) -> list[Callable[[], None]]:

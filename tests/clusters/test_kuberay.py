@@ -1,7 +1,7 @@
 """cluster=kuberay: what Kubernetes is given, checked against KubeRay's own schema, and how its answers are read.
 
-There is no Kubernetes here: the API server is a fake, a small HTTP server that keeps what the official client sends it
-and plays KubeRay's part in the status. The schema of a RayJob is KubeRay's, where the data is (else those are skipped).
+There is no Kubernetes here: the API server is a fake (fake_kubernetes.py), and a test plays KubeRay's part in the
+status. The schema of a RayJob is KubeRay's, where the data is (else those are skipped).
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import jsonschema
 import pytest
 import ray_cluster
 import yaml
+from fake_kubernetes import FakeKubernetes
 
 from sweeper import clusters
 from sweeper.clusters import kuberay, queued
@@ -183,106 +182,16 @@ def test_what_cannot_be_is_named_without_a_server(overrides: list[str], said: st
         clusters.shape(group(*overrides))
 
 
-# -- a fake API server
-
-
-class FakeKubernetes(ThreadingHTTPServer):
-    """Keeps Secrets, RayJobs and pods of one namespace; a test plays KubeRay by changing them."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.secrets: dict[str, Any] = {}
-        self.rayjobs: dict[str, Any] = {}
-        self.pods: dict[str, Any] = {}
-        self.claims: dict[str, Any] = {"store": {"spec": {"accessModes": ["ReadWriteMany"]}}}
-        self.queries: list[tuple[str, str, dict[str, list[str]]]] = []
-        self.refuse: dict[str, tuple[int, str]] = {}
-        """Method and last word of the path -> what is answered."""
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    def run_pod(self, attempt: str, pod: str, **status: Any) -> None:
-        labels = {rayjob.LABEL: "true", rayjob.ATTEMPT: attempt}
-        self.pods[pod] = {"metadata": {"name": pod, "labels": labels}, "status": {"phase": "Running", **status}}
-
-    def say(self, attempt: str, **status: str) -> None:
-        self.rayjobs[attempt]["status"] = status
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: FakeKubernetes
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def do(self) -> None:
-        url = urlsplit(self.path)
-        words = url.path.strip("/").split("/")
-        length = int(self.headers.get("Content-Length") or 0)
-        body = json.loads(self.rfile.read(length) or b"null")
-        query = parse_qs(url.query)
-        self.server.queries.append((self.command, url.path, query))
-        kind = words[words.index("namespaces") + 2]
-        name = words[-1] if words[-1] != kind else ""
-        if refused := self.server.refuse.get(f"{self.command} {kind}"):
-            return self.answer(refused[0], {"kind": "Status", "message": refused[1], "code": refused[0]})
-        plural = {"persistentvolumeclaims": "claims"}.get(kind, kind)
-        kept: dict[str, Any] = getattr(self.server, plural)
-        if self.command == "POST":
-            if body["metadata"]["name"] in kept:
-                return self.answer(409, {"message": "already exists"})
-            kept[body["metadata"]["name"]] = body
-            body["metadata"]["uid"] = "u-1"
-            return self.answer(201, body)
-        if name and name not in kept:
-            return self.answer(404, {"message": f"{kind} {name} not found"})
-        if self.command == "DELETE":
-            for gone in [name] if name else [n for n, p in kept.items() if self.selected(p, query)]:
-                del kept[gone]
-            if kind == "rayjobs":  # what Kubernetes' garbage collector does
-                for secret in [
-                    s for s, about in self.server.secrets.items() if about["metadata"].get("ownerReferences")
-                ]:
-                    del self.server.secrets[secret]
-            return self.answer(200, {"kind": "Status", "status": "Success"})
-        if self.command == "PATCH":
-            kept[name]["metadata"].update(body["metadata"])
-            return self.answer(200, kept[name])
-        if name:
-            return self.answer(200, kept[name])
-        return self.answer(200, {"items": [about for about in kept.values() if self.selected(about, query)]})
-
-    do_GET = do_POST = do_DELETE = do_PATCH = do
-
-    @staticmethod
-    def selected(about: Any, query: dict[str, list[str]]) -> bool:
-        wanted = dict(pair.split("=") for pair in query.get("labelSelector", [""])[0].split(",") if pair)
-        return wanted.items() <= about["metadata"].get("labels", {}).items()
-
-    def answer(self, code: int, body: Any) -> None:
-        text = json.dumps(body).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
+# -- with a fake API server
 
 
 @pytest.fixture
 def kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKubernetes]:
     pytest.importorskip("kubernetes")
     fake = FakeKubernetes()
-    about = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "fake",
-        "clusters": [{"name": "fake", "cluster": {"server": f"http://127.0.0.1:{fake.server_address[1]}"}}],
-        "users": [{"name": "me", "user": {}}],
-        "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "me"}}],
-    }
+    threading.Thread(target=fake.serve_forever, daemon=True).start()
     path = tmp_path / "kubeconfig"
-    path.write_text(yaml.safe_dump(about))
+    fake.kubeconfig(path)
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
     monkeypatch.setattr(queued, "LOOK_S", 0.05)
     api.server.cache_clear()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.util
 import json
 import os
 import signal
@@ -18,12 +19,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import docker_daemon
+import fake_dstack
+import fake_kubernetes
 import pytest
 import ray_cluster
 import slurm_cluster
 import ssh_cluster
 import sshd
 
+from sweeper.clusters import queued
 from sweeper.clusters.base import Attempt, Cluster, Exit
 from sweeper.clusters.local import LocalCluster
 from sweeper.engines.base import Gang, Job, Shape
@@ -38,14 +42,31 @@ if not docker_daemon.why_not():
     CLUSTERS["docker"] = docker_daemon.make
 if ray_cluster.loopback():
     CLUSTERS["ray"] = ray_cluster.make
+    CLUSTERS["dstack"] = fake_dstack.make  # the queue is a fake, which runs what it is given
+    if importlib.util.find_spec("kubernetes"):
+        CLUSTERS["kuberay"] = fake_kubernetes.make  # Kubernetes and KubeRay are fakes, which run what they are given
 NAMES = [pytest.param(name, marks=pytest.mark.real) if name == "ray" else name for name in CLUSTERS]
+STOP_S = {"dstack": 7.0, "kuberay": 7.0}
+"""What a stop may take, if not five seconds: a queue's node looks into a file every second, and we at the queue every
+two."""
 
 
 @pytest.fixture(params=NAMES)
-def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    made = CLUSTERS[request.param]()
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def cluster(name: str) -> Iterator[Cluster]:
+    made = CLUSTERS[name]()
     yield made
     made.close()
+
+
+@pytest.fixture(autouse=True)
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a queue that follows attempts for others (dstack, kuberay), for the tests' sake."""
+    monkeypatch.setattr(queued, "LOOK_S", 0.2)
 
 
 @pytest.fixture
@@ -145,9 +166,10 @@ def test_reports_the_signal_that_killed_the_trainer(cluster: Cluster, tmp_path: 
 
 
 def test_an_interpreter_that_is_not_there_is_a_failed_launch(cluster: Cluster, tmp_path: Path, tag: str) -> None:
-    ended = wait(launch(cluster, fake("", tag, argv=("/no/such/python", tag)), folder(tmp_path)))
+    no = "/no/such/python"
+    ended = wait(launch(cluster, fake("", tag, argv=(no, tag), python=no), folder(tmp_path)))
     assert (ended.code, ended.reason) == (None, "launch")
-    assert "/no/such/python" in ended.detail
+    assert no in ended.detail
 
 
 def test_a_folder_that_cannot_be_written_is_a_failed_launch(cluster: Cluster, tmp_path: Path, tag: str) -> None:
@@ -188,7 +210,7 @@ def test_only_listed_variables_pass(
     seen = json.loads((where / "log.txt").read_text())
     assert seen["SET"] == "1"
     assert seen["PATH"]  # the node's own
-    assert "RAY_ADDRESS" not in seen
+    assert seen.get("RAY_ADDRESS") != "somebody:1"  # KubeRay's trainer has the address of its own Ray
     assert "MY_TOKEN" not in seen
 
 
@@ -263,16 +285,16 @@ def test_a_stop_is_gentle_first(cluster: Cluster, tmp_path: Path, tag: str) -> N
 
 
 def test_a_stop_releases_within_five_seconds_whatever_the_trainer_does(
-    cluster: Cluster, tmp_path: Path, tag: str
+    cluster: Cluster, tmp_path: Path, tag: str, name: str
 ) -> None:
     where = folder(tmp_path)
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(300)"
     attempt = launch(cluster, fake(code, tag), where)
     wait_for(lambda: "up" in (where / "log.txt").read_text())
-    start = time.monotonic()
+    start, limit = time.monotonic(), STOP_S.get(name, 5.0)
     attempt.stop()
-    assert wait(attempt, 5).reason == "stopped"
-    assert 1 < time.monotonic() - start < 5
+    assert wait(attempt, limit).reason == "stopped"
+    assert 1 < time.monotonic() - start < limit
 
 
 def test_a_kill_is_immediate_even_during_a_stop(cluster: Cluster, tmp_path: Path, tag: str) -> None:
@@ -285,6 +307,94 @@ def test_a_kill_is_immediate_even_during_a_stop(cluster: Cluster, tmp_path: Path
     assert wait(attempt).reason == "stopped"
     attempt.stop()  # after the end it does nothing
     attempt.kill()
+
+
+# -- an agent that dies
+
+
+def agents(where: Path) -> dict[int, int]:
+    """The agents of the attempt in that folder: pids by rank."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = entry.read_bytes().decode(errors="replace").split("\0")
+            at = next((n for n, word in enumerate(words) if word.endswith("/agent.py")), None)
+            # A guard's command line ends with its agent's; an agent's begins with the interpreter.
+            if at is not None and words[at + 1] == str(where) and not any(w.endswith("/guard.py") for w in words):
+                found[int(words[at + 2])] = int(entry.parent.name)
+    return found
+
+
+def of_attempt(where: Path) -> list[str]:
+    """Processes that have the attempt's folder on their command line."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = entry.read_bytes().decode(errors="replace").split("\0")
+            if str(where) in words:
+                found.append(" ".join([entry.parent.name, *words]))
+    return found
+
+
+def test_an_agent_that_is_killed_loses_the_attempt_and_leaves_nothing(
+    cluster: Cluster, tmp_path: Path, tag: str
+) -> None:
+    where = folder(tmp_path)
+    attempt = launch(cluster, fake(WITH_A_CHILD.format(s=300), tag), where)
+    wait_for(lambda: "up" in (where / "log.txt").read_text())
+    os.kill(agents(where)[0], signal.SIGKILL)
+    ended = wait(attempt)
+    assert tagged(tag) == []
+    assert (ended.code, ended.reason) == (None, "lost")
+    assert "the agent ended with code -9" in ended.detail
+    wait_for(lambda: of_attempt(where) == [])  # the guard itself, a moment after its record
+    assert sum(cluster.free()) == cluster.shape.gpus
+
+
+# -- two nodes
+
+OF_TWO = [name for name in CLUSTERS if name in ("ssh", "slurm", "dstack", "kuberay")]
+"""Those that have two nodes here. (A Ray cluster of two: test_ray_cluster.py.)"""
+RANKS = {"kuberay": [0]}
+"""Where a gang's nodes have an agent, if not all of them: KubeRay starts its other pods, with Ray alone."""
+
+
+def of_two(cluster: Cluster, tmp_path: Path, code: str, tag: str) -> tuple[Attempt, Path]:
+    """A gang of two nodes whose trainer runs."""
+    where = folder(tmp_path)
+    attempt = cluster.start(fake(code, tag, gang=Gang(nodes=2, gpus_per_node=1)), where, (0, 1))
+    assert attempt is not None
+    wait_for(lambda: "up" in (where / "log.txt").read_text())
+    return attempt, where
+
+
+@pytest.mark.parametrize("name", OF_TWO)
+def test_a_gang_of_two_nodes_has_both_and_ends_on_both(cluster: Cluster, tmp_path: Path, tag: str, name: str) -> None:
+    attempt, where = of_two(cluster, tmp_path, WITH_A_CHILD.format(s=2), tag)
+    assert sorted(agents(where)) == RANKS.get(name, [0, 1])
+    assert attempt.poll() is None
+    assert sum(cluster.free()) == cluster.shape.gpus - 2
+    ended = wait(attempt)
+    assert tagged(tag) == []
+    assert agents(where) == {}
+    assert (ended.code, ended.reason) == (4, "exit")
+    assert (where / "log.txt").read_text().splitlines()[-1] == "up"
+    wait_for(lambda: of_attempt(where) == [])
+    assert cluster.free() == (cluster.shape.gpus_per_node,) * cluster.shape.nodes
+
+
+@pytest.mark.parametrize("name", [name for name in OF_TWO if name not in RANKS])
+def test_a_second_node_whose_agent_is_killed_loses_the_gang_and_leaves_nothing_on_either(
+    cluster: Cluster, tmp_path: Path, tag: str, name: str
+) -> None:
+    attempt, where = of_two(cluster, tmp_path, WITH_A_CHILD.format(s=300), tag)
+    os.kill(agents(where)[1], signal.SIGKILL)
+    ended = wait(attempt)
+    assert tagged(tag) == []
+    assert agents(where) == {}
+    assert ended.reason == "lost"
+    wait_for(lambda: of_attempt(where) == [])
+    assert cluster.free() == (cluster.shape.gpus_per_node,) * cluster.shape.nodes
 
 
 # -- a controller that dies
@@ -337,7 +447,6 @@ class Controller:
         self.process.wait()
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_an_attempt_outlives_its_controller_and_is_taken_up_by_another(tmp_path: Path, tag: str, name: str) -> None:
     Controller(name, tmp_path, tag, WITH_A_CHILD.format(s=300), "ab").die()
     cluster = CLUSTERS[name]()
@@ -346,17 +455,16 @@ def test_an_attempt_outlives_its_controller_and_is_taken_up_by_another(tmp_path:
     assert (a.poll(), b.poll()) == (None, None)
     assert sum(cluster.free()) == cluster.shape.gpus - 2
     a.stop()
-    assert wait(a, 5).reason == "stopped"
+    assert wait(a, STOP_S.get(name, 5.0)).reason == "stopped"
     assert b.poll() is None
     assert len([p for p in tagged(tag) if is_tail(p)]) == 1
     assert sum(cluster.free()) == cluster.shape.gpus - 1
     b.kill()
-    assert wait(b, 5).reason == "stopped"
+    assert wait(b, STOP_S.get(name, 5.0)).reason == "stopped"
     assert tagged(tag) == []
     assert sum(cluster.free()) == cluster.shape.gpus
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_an_attempt_that_ended_without_a_controller_is_known(tmp_path: Path, tag: str, name: str) -> None:
     Controller(name, tmp_path, tag, WITH_A_CHILD.format(s=0.5)).die()
     # Of the attempt on one machine, or of a gang's first node: the controller who takes it up says the rest.
@@ -370,7 +478,6 @@ def test_an_attempt_that_ended_without_a_controller_is_known(tmp_path: Path, tag
     assert again is not None and again.poll() == ended
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_closing_the_terminal_ends_the_controller_only(tmp_path: Path, tag: str, name: str) -> None:
     ours, theirs = os.openpty()
 
@@ -455,7 +562,8 @@ def test_ranks_are_taken_all_or_none_and_come_back(cluster: Cluster, tmp_path: P
     assert wait(launch(cluster, fake("", tag, gang=whole), where)).code == 0
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "slurm"])  # Slurm knows of both, they do not
+# A queue knows of both, and they do not know of each other.
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("slurm", "dstack", "kuberay")])
 def test_two_sweeps_never_hold_the_same_rank(tmp_path: Path, tag: str, name: str) -> None:
     first, second = CLUSTERS[name](), CLUSTERS[name]()
     hold = fake("import time; time.sleep(300)", tag)
