@@ -4,8 +4,8 @@ Guarantees: the patch applied to a clean tree of the commit gives the tree as it
 renamed and mode-changed files (`git apply --index`); what is not in it is named in `left_out` and the tree counts as
 dirty; the user's index, objects and refs are not touched, no hook or filter of the diff runs; no file whose name says
 secret, and none that holds the value of a secret variable, is in the patch; neither ignored files nor what this project
-writes (sweeps, the tracking store) nor interpreters' own files are. Without git, or outside a repository, that is what
-is recorded. Only the standard library is imported.
+writes (sweeps, the tracking store) nor interpreters' own files are, nor is `dvc.lock`, tracked or not. Without git, or
+outside a repository, that is what is recorded. Only the standard library is imported.
 """
 
 from __future__ import annotations
@@ -41,7 +41,12 @@ SECRETS = (
 )  # fmt: skip
 """Names of files that hold secrets; what is committed already is left out too where it was changed."""
 NO_SECRETS = ("*.py", "*.example", "*.sample", "*.template", "*.dist", "*.pub")
-_NOISE = re.compile(r"(?:^|/)(?:mlruns|mlartifacts|__pycache__|\.ipynb_checkpoints)/|(?:^|/)mlflow\.db(?:-\w+)?$")
+_NOISE = re.compile(
+    r"(?:^|/)(?:mlruns|mlartifacts|__pycache__|\.ipynb_checkpoints)/|(?:^|/)(?:mlflow\.db(?:-\w+)?|dvc\.lock)$"
+)
+_OF_DVC = "dvc.lock"
+"""DVC's note of what its stages were given and made. It writes it before the stage that sweeps, so that in `dvc repro`
+no tree would ever be that of its commit; what a trial reads of all that is in the record's inputs, by content."""
 _PACKAGE = Path(__file__).resolve().parents[1]
 _DIFF = (
     "diff-index", "--cached", "--patch", "--binary", "--full-index",
@@ -263,7 +268,7 @@ def _difference(git: _Git, exclude: Sequence[Path]) -> tuple[bytes, tuple[str, .
     left_out += [LeftOut(path, 0, "repository") for path in _edited_submodules(git)]
     base = git.commit or git.text("hash-object", "-t", "tree", "/dev/null")
     listed = _names(git.run("diff-index", "--cached", "--name-status", "--no-renames", "-z", base))
-    changed = dict(zip(listed[1::2], listed[::2], strict=False))
+    changed = {p: s for s, p in zip(listed[::2], listed[1::2], strict=False) if PurePosixPath(p).name != _OF_DVC}
     new = set(taken)
     for path in changed:
         if _is_secret(path) or _holds_secret(git.top / path):
@@ -292,7 +297,7 @@ def _edited_submodules(git: _Git) -> list[str]:
 
 def _patch(git: _Git, base: str, changed: Mapping[str, str], left_out: Iterable[LeftOut]) -> bytes:
     without = [f":(top,exclude,literal){f.path}" for f in left_out if f.path in changed]
-    return git.run(*_DIFF, base, "--", *(without and [":(top)", *without]))
+    return git.run(*_DIFF, base, "--", ":(top)", f":(top,exclude,glob)**/{_OF_DVC}", *without)
 
 
 def _names(listed: bytes) -> list[str]:

@@ -193,6 +193,26 @@ def test_what_this_project_and_python_write_is_no_code(repo: Path) -> None:
     assert not found.dirty, found.changed
 
 
+@pytest.mark.parametrize("tracked", [True, False])
+def test_what_dvc_notes_of_its_stages_is_no_change_of_the_code(repo: Path, tmp_path: Path, tracked: bool) -> None:
+    """Inside `dvc repro` it is always another one, and `lineage.strict=true` must be possible there."""
+    (repo / "sub" / "dvc.lock").write_text("stages: {}\n")
+    (repo / "dvc.lock").write_text("stages: {}\n")
+    if tracked:
+        git(repo, "add", "-A")
+        git(repo, "commit", "-q", "-m", "made")
+        for name in ("dvc.lock", "sub/dvc.lock"):
+            (repo / name).write_text("stages: {made: {cmd: x}}\n")
+    found = code.capture(repo)
+    assert (found.dirty, found.patch, found.changed) == (False, b"", ())
+    code.refuse_dirty(found)
+    (repo / "train.py").write_text("print(2)\n")
+    (repo / "not-dvc.lock").write_text("")
+    found = code.capture(repo)
+    assert found.changed == ("? not-dvc.lock", "M train.py") and b"stages" not in found.patch
+    assert (applied(repo, found, tmp_path) / "train.py").read_text() == "print(2)\n"
+
+
 def test_large_files_are_named_and_not_swallowed(repo: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(code, "LARGEST", 1000)
     monkeypatch.setattr(code, "MOST", 2500)
