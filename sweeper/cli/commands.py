@@ -240,16 +240,21 @@ def reproduce(args: argparse.Namespace) -> int:
     from sweeper.lineage import reproduce as again
     from sweeper.lineage.diff import listed
     from sweeper.lineage.find import find
+    from sweeper.lineage.tree import shown
 
     store = Path(args.store).absolute()
     found = find(args.run, store, args.uri)
     sweep = again.named(found, args.name, store)
     with again.planned(found, here=args.here) as plan:
-        for line in (*listed(plan.environment), *plan.notes):
+        for line in (*listed(plan.environment), *again.reinstalling(found, plan.environment), *plan.notes):
             print(line)
+        if plan.code_differs:
+            print(f"code: {plan.code} is not the recorded one: {shown(plan.code_differs)}")
         print(f"reproducing {found.name}: fingerprint {found.document['fingerprint'][:12]}", flush=True)
         code, made = again.run(plan, sweep, store=store)
     if made:
+        if image := again.other_image(found, made[0]):
+            print(image)
         print(f"compare  sweeper diff {found.path} {made[0].path}")
     return code
 
@@ -264,7 +269,9 @@ def verify(args: argparse.Namespace) -> int:
     found = find(args.run, store, args.uri)
     tier = args.tier or judge.default_tier(found)
     if args.against:
-        report, folder = judge.against(found, find(args.against, store, args.uri), tier), None
+        other = find(args.against, store, args.uri)
+        report = judge.against(found, other, tier)
+        folder = judge.save_beside(report, found, other)
     else:
         report, folder = judge.claim(
             found,

@@ -168,10 +168,15 @@ def refuse_dirty(code: Code) -> None:
 
 @cache
 def package_sha256() -> str:
-    """The digest of this package's sources, as of a folder; files that Python or an editor left are not among them."""
-    names = [n for n in hashes.walk(_PACKAGE) if n.endswith((".py", ".yaml", ".json", ".sh", "py.typed"))]
-    paths = [_PACKAGE / n for n in names]
-    return manifest.digest((n, p.stat().st_size, hashes.sha256(p)) for n, p in zip(names, paths, strict=True))
+    """The digest of this package's sources, as of a folder."""
+    return manifest.digest(sources(_PACKAGE))
+
+
+def sources(folder: Path) -> list[hashes.File]:
+    """The sources in a folder: relative path, bytes, SHA-256; what Python or an editor left is not among them."""
+    names = [n for n in hashes.walk(folder) if n.endswith((".py", ".yaml", ".json", ".sh", "py.typed"))]
+    paths = [folder / n for n in names]
+    return [(n, p.stat().st_size, hashes.sha256(p)) for n, p in zip(names, paths, strict=True)]
 
 
 def without_credentials(address: str) -> str:

@@ -1,8 +1,9 @@
 """What differs between two runs: config, code, data, environment, seeds, parents, curves.
 
-Guarantees: only records are read, nothing is run or changed; what differs between any two runs (names, folders, times,
-hosts, what came of it) is no difference, and neither is a path that says the same relative to its own run; equal
-values written differently are equal (sweeper/trial/identity.py).
+Guarantees: only records and git repositories are read, nothing is run or changed; what differs between any two runs
+(names, folders, times, hosts, what came of it) is no difference, and neither is a path that says the same relative to
+its own run; equal values written differently are equal (sweeper/trial/identity.py); the files in which code differs are
+named where both commits are on this machine. What could not be compared is said.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sweeper import engines
+from sweeper.errors import RequestError
 from sweeper.lineage import curves
 from sweeper.lineage.find import Found
 from sweeper.trial.identity import canonical
@@ -104,10 +106,12 @@ def diff(a: Found, b: Found) -> Diff:
     if compared and (compared.only_a or compared.only_b):
         ends = (curves.span(compared.only_a), curves.span(compared.only_b))
         parted.append(Change("steps that the other has not", *ends))
+    code, unknown = code_changes(a, b)
+    notes += [*unknown, *unhashed(one["inputs"], other["inputs"])]
     parts = {
         "config": tuple(leaves(one["identity"], other["identity"], relative(one), relative(other))),
         "placement": tuple(leaves(_placement(one), _placement(other), relative(one), relative(other))),
-        "code": tuple(_code(one["code"], other["code"])),
+        "code": tuple(code),
         "data": tuple(changed_inputs(one["inputs"], other["inputs"])),
         "environment": tuple(environment(one["environment"], other["environment"])),
         "seeds": tuple(leaves(one["seeds"], other["seeds"])),
@@ -165,6 +169,50 @@ def _placement(document: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in document["placement"].items() if k.partition(".")[0] not in _OF_THE_SWEEP}
 
 
+def code_changes(a: Found, b: Found) -> tuple[list[Change], list[str]]:
+    """What differs between the code of two runs, the files last; and why these cannot be told, in a line."""
+    changes, notes = list(_code(a.document["code"], b.document["code"])), []
+    if not changes:
+        return [], []
+    from sweeper.lineage import tree  # here: most runs that are compared have the same code
+
+    try:
+        files = tree.changed(a, b)
+    except RequestError as error:
+        notes.append(f"which files of the code differ cannot be told: {error.problems[0].what}")
+    else:
+        changes += [Change(path, x and f"blob {x[:12]}", y and f"blob {y[:12]}") for path, x, y in files]
+    return changes, notes
+
+
+def code_files(changes: Sequence[Change]) -> list[str]:
+    """The files among what `code_changes` found, as `M path`, `A path`, `D path`; else the fields that differ."""
+    fields = ("commit", "package_sha256", "patch")
+    files = [f"{'A' if c.a is None else 'D' if c.b is None else 'M'} {c.what}" for c in changes if c.what not in fields]
+    return files or [f"code.{c.what}" for c in changes]
+
+
+def unhashed(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The inputs of two runs that were not compared, since neither record has a hash of them; a line each."""
+    one, other = by_role(a), by_role(b)
+    both = [(key, one[key], other[key]) for key in sorted(one.keys() & other.keys())]
+    return [
+        f"inputs.{key}: {x['path']} was recorded without a hash, and is not compared"
+        for key, x, y in both
+        if not (told(x) or told(y) or (absent(x) and absent(y)))
+    ]
+
+
+def told(row: Mapping[str, Any]) -> bool:
+    """Whether a record says what an input's content was."""
+    return bool(row["sha256"] or row["revision"])
+
+
+def absent(row: Mapping[str, Any]) -> bool:
+    """Whether an input was none: what only sounds like a file (role `file`) and had nothing there."""
+    return row["role"] == "file" and not told(row) and "://" not in str(row["path"])
+
+
 def _code(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Change]:
     for key in ("commit", "package_sha256"):
         if a[key] != b[key]:
@@ -215,7 +263,11 @@ def environment(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Change]:
     yield from (Change(f"package {c.what}", c.a, c.b) for c in leaves(a["packages"], b["packages"]))
     one, other = a["lock"] or {}, b["lock"] or {}
     if one.get("sha256") != other.get("sha256"):
-        yield Change("lock", one.get("file"), other.get("file"))
+        yield Change("lock", _lock(one), _lock(other))
+
+
+def _lock(lock: Mapping[str, Any]) -> str | None:
+    return f"{lock['file']}, {str(lock['sha256'])[:12]}" if lock else None
 
 
 def _parents(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> Iterator[Change]:

@@ -30,6 +30,15 @@ ELSEWHERE = "name the run by its MLflow run id: MLflow has a copy of its record"
 _FILE = Path(__file__).with_name("schema.json")
 
 
+class UntrueError(RequestError):
+    """What is there contradicts a record: its claim is false, and not only out of reach."""
+
+
+def at_fault(field: str, what: str, *, valid: str = "", fix: str = "") -> Problem:
+    """A problem with a field of a record, which the text names too."""
+    return Problem(f"{field}: {what}", valid=valid, fix=fix, key=field)
+
+
 def path_of(place: Path) -> Path:
     """The record's file, of an attempt's folder or of the file itself."""
     return place / NAME if place.is_dir() else place

@@ -147,6 +147,29 @@ def image_of(attempt: Path, name: str) -> str:
         number, digests = str(found["id"]), [str(digest) for digest in found["digests"]]
     except (OSError, ValueError, KeyError, TypeError):
         return ""
+    return _with_digest(name, number, digests)
+
+
+def image_here(program: str, name: str) -> str:
+    """The image of that name as a container program of this machine would run it now, with its digest as `image_of` has
+    it; empty where the program or the image is not here."""
+    try:
+        done = subprocess.run(
+            [program, "image", "inspect", "--format", "{{.Id}} {{json .RepoDigests}}", name],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        number, _, listed = done.stdout.strip().partition(" ")
+        digests = [str(digest) for digest in json.loads(listed) or []]
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return ""
+    return _with_digest(name, number, digests)
+
+
+def _with_digest(name: str, number: str, digests: list[str]) -> str:
     known = name.partition("@")[0]
     repository = known.rpartition("/")[2].partition(":")[0]
     pulled = [d.partition("@")[2] for d in digests if d.partition("@")[0].rpartition("/")[2] == repository]

@@ -2,8 +2,9 @@
 
 Guarantees: everything is found out before anything is spent: the code, the data by content, the fingerprint of what is
 composed, what differs in the environment; what is not as recorded is refused by name, exit code 2, with nothing
-launched, overwritten or left behind; the run is made by the recorded code (tree.py), never by what is installed, and
-never stands in for itself: a finished trial with the same fingerprint is not reused.
+launched, overwritten or left behind, and as an UntrueError where it shows that the record itself is not true; the run
+is made by the recorded code (tree.py), never by what is installed, and never stands in for itself: a finished trial
+with the same fingerprint is not reused.
 
 The overrides of the record compose the trial; what it was searched by is left out, and where it ran otherwise than they
 say (a probed placement, less memory after a failure) that is added.
@@ -75,6 +76,10 @@ class Plan:
     """What differs from the recorded environment."""
     notes: tuple[str, ...]
     """What else is not as it was, a line each."""
+    code_differs: tuple[str, ...] = ()
+    """The files in which the code is another one than was recorded (`tree.Tree.differs`)."""
+    uncompared: tuple[str, ...] = ()
+    """The inputs that have no recorded hash to be compared with, a line each."""
 
 
 @contextlib.contextmanager
@@ -87,6 +92,7 @@ def planned(found: Found, *, here: bool = False, seeds: Sequence[int] = (), stri
         strict: refuse an environment in which no run is the same to the last bit (`decisive`).
 
     Raises:
+        UntrueError: The record is not true: of its code, its data or its config, for what there is contradicts it.
         RequestError: It cannot be reproduced; what is missing, what was recorded and the next command.
     """
     _sound(found)
@@ -94,15 +100,15 @@ def planned(found: Found, *, here: bool = False, seeds: Sequence[int] = (), stri
     with tree.rebuilt(found, here=here) as code:
         python = str((found.document["config"].get("engine") or {}).get("python") or sys.executable)
         differs = tuple(diff.environment(found.document["environment"], _environment(found, python, code.code)))
-        if strict and (grave := [c for c in differs if decisive(c.what)]):
-            raise RequestError([_otherwise(c) for c in grave])
+        if strict and (grave := [c for c in differs if decisive(c.what) or (c.what == "image" and _image(found))]):
+            raise RequestError([_otherwise(found, c) for c in grave])
         places = _brought(found, code)
         lines = [*_own(found.document), *ONE_TRIAL]
         lines += ["~search.space", "+search.space={}"] if _searched_by_file(found.document) else []
         # One question is enough where all is as it was.
         answer = ask(code.code, lines, build=found.document["fingerprint"])
-        notes = tree.check(found, code, answer["package_sha256"])
-        wanted = _naming(found.document, places)
+        others = tree.check(found, code, answer["package_sha256"])
+        wanted = naming(found.document, places)
         for ours in (True, False):  # ours first: the engine's own keys are bound to them
             keys = [k for k in _elsewhere(wanted, answer["config"]) if (k.partition(".")[0] in OURS) is ours]
             if keys:
@@ -111,16 +117,18 @@ def planned(found: Found, *, here: bool = False, seeds: Sequence[int] = (), stri
         if placed := _placed(found.document, answer["config"]):
             lines += placed
             answer = ask(code.code, lines, build=False)
-        repointed = _same_identity(found, answer, wanted.keys() - _elsewhere(wanted, answer["config"]).keys())
+        inputs = wanted.keys() - _elsewhere(wanted, answer["config"]).keys()
+        repointed = _same_identity(found, answer, inputs, others, [c.what for c in differs])
         if "inputs" not in answer and not answer["refused"]:
             answer = ask(code.code, lines, build=True)
         if answer["refused"]:
             raise RequestError([Problem(**p) for p in answer["refused"]])
-        _same_inputs(found, answer["inputs"])
+        uncompared = _same_inputs(found, answer["inputs"])
         if seeds:
             lines = [line for line in lines if _key(line) != "seed"] + [f"seed={','.join(map(str, seeds))}"]
         moved = tuple(f"{path} is read from {place}" for path, place in places.items() if place != Path(path))
-        yield Plan(found, code.code, tuple(lines), code.lock, repointed, differs, (*code.notes, *notes, *moved))
+        notes = (*code.notes, *uncompared, *moved)
+        yield Plan(found, code.code, tuple(lines), code.lock, repointed, differs, notes, others, uncompared)
 
 
 def named(found: Found, name: str | None, store: Path) -> str:
@@ -279,40 +287,60 @@ def _environ(code: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": package.pythonpath(code)}
 
 
-def _same_identity(found: Found, answer: Mapping[str, Any], inputs: Set[str]) -> tuple[str, ...]:
+def _same_identity(
+    found: Found, answer: Mapping[str, Any], inputs: Set[str], others: Sequence[str], differs: Sequence[str]
+) -> tuple[str, ...]:
     """The composed trial is the recorded one, but for the paths of `inputs`, whose content is the same: the keys whose
     paths differ.
 
+    Args:
+        others: files in which the code that composed it is not the recorded one.
+        differs: what else is not as recorded (`diff.environment`).
+
     Raises:
-        RequestError: it is another one; with the leaves that differ.
+        UntrueError: the recorded code composes another one.
+        RequestError: so does what is here, which is not what was recorded; either with the leaves that differ.
     """
     if answer["trials"] != 1:
-        raise RequestError(Problem(f"the overrides of {found.name} give {answer['trials']} trials", key="overrides"))
+        what = f"the overrides of {found.name} give {answer['trials']} trials"
+        raise document.UntrueError(document.at_fault("overrides", what, valid="one", fix=document.ELSEWHERE))
     recorded, composed = str(found.document["fingerprint"]), str(answer["fingerprint"])
     every = [c for c in diff.leaves(found.document["identity"], answer["identity"]) if not _masked(c)]
     if composed == recorded and every:
         said = f"{found.path} contradicts itself: these leaves are not those that its fingerprint stands for"
-        problem = Problem(f"{said}{_changes(every)}", valid=recorded, fix=document.ELSEWHERE, key=every[0].what)
-        raise RequestError(problem)
+        key = f"identity.{every[0].what}"
+        raise document.UntrueError(
+            document.at_fault(key, f"{said}{_changes(every)}", valid=recorded, fix=document.ELSEWHERE)
+        )
     changes = [c for c in every if c.what not in inputs]
     if composed == recorded or (every and not changes):
         return tuple(c.what for c in every)
     said = f"what composes now is not {found.name}: its fingerprint is {composed[:12]}, not {recorded[:12]}"
+    blamed = [tree.shown(others)] if others else [what for what in differs if _composes(what)]
+    key = f"identity.{changes[0].what}" if changes else "fingerprint"
+    if not blamed:
+        what, valid = f"{said} (recorded -> now){_changes(changes)}", f"overrides that compose {recorded}"
+        raise document.UntrueError(document.at_fault(key, what, valid=valid, fix=document.ELSEWHERE))
     raise RequestError(
-        Problem(
-            f"{said} (recorded -> now){_changes(changes)}",
+        document.at_fault(
+            key,
+            f"{said}, by another {', '.join(blamed)} (recorded -> now){_changes(changes)}",
             valid="the code, the installed packages and the machine that it was run with",
             fix=f"sweeper diff {found.path} OTHER   (with a run of today's code, to see what else is another one)",
-            key=changes[0].what if changes else "fingerprint",
         )
     )
+
+
+def _composes(what: str) -> bool:
+    """Whether a difference of the environment can make another config of the same overrides."""
+    return what.startswith("engine ") or what in ("python", "gpus", "cuda", "package hydra-core", "package omegaconf")
 
 
 def _sound(found: Found) -> None:
     """What a record says twice it says alike.
 
     Raises:
-        RequestError: it does not: somebody has edited it.
+        UntrueError: it does not: somebody has edited it.
     """
     record, problems = found.document, []
     seeds = document.seeds({**record["identity"], **record["placement"]})
@@ -323,7 +351,7 @@ def _sound(found: Found) -> None:
     if engine != run_by:
         problems.append(("environment.engine.name", run_by, engine, "its config"))
     if problems:
-        raise RequestError(
+        raise document.UntrueError(
             [
                 Problem(
                     f"{found.path} contradicts itself: {key} is {diff.short(a)}, and by {by} it is {diff.short(b)}",
@@ -354,9 +382,33 @@ def _environment(found: Found, python: str, root: Path) -> dict[str, Any]:
     engine = found.document["config"].get("engine") or {}
     image, recorded = engine.get("image"), str(found.document["environment"]["image"])
     made = environment.capture(python, str(engine.get("name")), root, engine.get("env"), image)
-    if image and recorded.startswith(f"{image}@"):
-        made["image"] = recorded  # what the name stands for on the hosts is known once it runs there
+    if image and made["image"] == image:  # without a digest
+        made["image"] = _pulled(found, str(image)) or (recorded if recorded.startswith(f"{image}@") else image)
     return made
+
+
+def _image(found: Found) -> str:
+    """The image that the trial ran in, where it ran in one."""
+    return str((found.document["config"].get("engine") or {}).get("image") or "")
+
+
+def _pulled(found: Found, image: str) -> str:
+    """The image with the digest that it has on this machine, where this machine runs the trial; empty where that is
+    not known before it runs: other hosts, or an image that is yet to be pulled."""
+    cluster = found.document["config"].get("cluster") or {}
+    if cluster.get("kind", "local") != "local":
+        return ""
+    return environment.image_here(str((cluster.get("docker") or {}).get("program") or "docker"), image)
+
+
+def other_image(found: Found, again: Found) -> str:
+    """In what other image than the recorded one a new run was, in words; empty where it was the same, or where the
+    record has no digest to tell by."""
+    was, now = (str(run.document["environment"]["image"] or "") for run in (found, again))
+    if not _image(found) or "@" not in was or was == now:
+        return ""
+    ran = now if "@" in now else f"{now or 'none'}, of which no digest was found"
+    return f"environment.image: {was} was recorded, and {again.name} ran in {ran}"
 
 
 def decisive(what: str) -> bool:
@@ -365,15 +417,45 @@ def decisive(what: str) -> bool:
     return what.startswith("engine ") or what in ("python", "package torch", "gpus", "cuda")
 
 
-def _otherwise(change: diff.Change) -> Problem:
+NUMERIC = (
+    "flash-attn", "flashinfer-python", "megatron-core", "numpy", "ray", "sglang", "tensordict", "torch", "transformers",
+    "triton", "vllm",
+)  # fmt: skip
+"""Packages that compute, or decide what is computed in which order: where the bits part, another one of them may be
+why."""
+
+
+def reinstalling(found: Found, changes: Sequence[diff.Change]) -> tuple[str, ...]:
+    """The command that brings the recorded versions back, where a package that computes is another one, or the lock
+    file and what is installed by it; a line each."""
+    packages = [c for c in changes if c.what.startswith("package ")]
+    numeric = [c for c in packages if c.what.removeprefix("package ") in NUMERIC]
+    if not numeric and not (packages and any(c.what == "lock" for c in changes)):
+        return ()
+    wanted = [f"{c.what.removeprefix('package ')}=={c.a}" for c in numeric or packages if c.a]
+    gone = [c.what.removeprefix("package ") for c in numeric if not c.a]
+    lines = [f"{_pip(found)} install {' '.join(wanted)}"] if wanted else []
+    lines += [f"{_pip(found)} uninstall {' '.join(gone)}"] if gone else []
+    named = ", ".join(f"environment.packages.{c.what.removeprefix('package ')}" for c in numeric) or "environment.lock"
+    return (f"{named}: may compute otherwise; the recorded versions come back by", *(f"  {line}" for line in lines))
+
+
+def _pip(found: Found) -> str:
+    python = str((found.document["config"].get("engine") or {}).get("python") or sys.executable)
+    return f"{shlex.quote(python)} -m pip"
+
+
+def _otherwise(found: Found, change: diff.Change) -> Problem:
     name = change.what.removeprefix("package ")
-    pin = f"pip install {name}=={change.a}   or  " if change.what.startswith("package ") and change.a else ""
+    back = f"{_pip(found)} install {name}=={change.a}   or  " if name != change.what and change.a else ""
+    if change.what == "image" and change.a:
+        back = f"docker pull {change.a} && docker tag {change.a} {_image(found)}   or  "
     was, now = diff.short(change.a), diff.short(change.b)
-    return Problem(
+    return document.at_fault(
+        f"environment.{change.what.replace('package ', 'packages.').replace(' ', '.')}",
         f"{change.what} was {was} and is {now}: two such runs are not the same bit for bit",
         valid="the recorded environment",
-        fix=f"{pin}--allow-env, or --tier statistical",
-        key=f"environment.{change.what.replace(' ', '.')}",
+        fix=f"{back}--allow-env, or --tier statistical",
     )
 
 
@@ -384,10 +466,12 @@ def _brought(found: Found, code: tree.Tree) -> dict[str, Path]:
     """Where each input of the user's lies now, by its recorded path.
 
     Raises:
+        UntrueError: what lies where one was is another one, and there is no other place to look for it.
         RequestError: one of them is nowhere to be had with the recorded content.
     """
     places: dict[str, Path] = {}
     problems: list[Problem] = []
+    untrue = False
     for given in found.document["inputs"]:
         path = str(given["path"])
         if given["built"] or not given["sha256"] or not path.startswith("/") or path in places:
@@ -395,10 +479,11 @@ def _brought(found: Found, code: tree.Tree) -> dict[str, Path]:
         place, tried = _place(found, given, code)
         if place is None:
             problems.append(_altered(given, tried))
+            untrue = untrue or (given["dvc"] is None and Path(path).exists())
         else:
             places[path] = place
     if problems:
-        raise RequestError(problems)
+        raise (document.UntrueError if untrue else RequestError)(problems)
     return places
 
 
@@ -468,11 +553,11 @@ def _named_in_dvc(repository: Path, path: Path, commit: str, target: Path) -> st
 
 def _altered(given: Mapping[str, Any], tried: str) -> Problem:
     pull = f"{_pull(given)}   or " if given["dvc"] else ""
-    return Problem(
+    return document.at_fault(
+        f"inputs.{given['role']}",
         f"the {given['role']} input {given['path']} is not what was recorded: {tried}",
         valid=f"sha256 {given['sha256']}, {given['bytes']} bytes",
         fix=f"{pull}put the recorded file back at {given['path']}",
-        key=f"inputs.{given['role']}",
     )
 
 
@@ -490,7 +575,7 @@ def _pull(given: Mapping[str, Any]) -> str:
     return f"dvc --cd {shlex.quote(str(repository))} pull {shlex.quote(str(kept.relative_to(repository)))}"
 
 
-def _naming(record: Mapping[str, Any], places: Mapping[str, Path]) -> dict[str, Any]:
+def naming(record: Mapping[str, Any], places: Mapping[str, Path]) -> dict[str, Any]:
     """The config keys that name inputs of the user's, with the places where these lie now."""
     found = ((key, _replaced(value, places)) for key, value in config_tree.values(record["config"]))
     return {key: value for key, value in found if value is not None}
@@ -524,26 +609,48 @@ def _absolute(value: Any) -> Any:
     return f"{Path(file).absolute()}{colon}{function}"
 
 
-def _same_inputs(found: Found, now: Sequence[Mapping[str, Any]]) -> None:
-    """What the run would be given has the recorded content."""
-    problems = []
+def _same_inputs(found: Found, now: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What the run would be given has the recorded content; those that have no recorded hash, a line each.
+
+    Raises:
+        UntrueError: one of them is there and has another content.
+        RequestError: one of them is not there.
+    """
+    problems, uncompared = [], []
+    untrue = False
     recorded = diff.by_role(found.document["inputs"])
     present = diff.by_role(now)
     for role, given in recorded.items():
         other = present.get(role)
-        if given["sha256"] is None or (other is not None and other["sha256"] == given["sha256"]):
+        if given["sha256"] is None:
+            uncompared += _without_hash(role, given, other)
             continue
+        if other is not None and other["sha256"] == given["sha256"]:
+            continue
+        untrue = untrue or (other is not None and other["sha256"] is not None)
         if given["built"]:
             where = f"{other['path']} has sha256 {other['sha256']}" if other else "it is not there"
             folder = Path(other["path"]) if other else None
             folder = folder.parent if folder is not None and folder.is_file() else folder
             what = f"the {role} input that is built here is not what was recorded: {where}"
             fix = f"rm -r {folder}   (it is built again; if it differs then too, so do the packages that build it)"
-            problems.append(
-                Problem(what, valid=f"sha256 {given['sha256']}", fix=fix if folder else "", key=f"inputs.{role}")
-            )
+            valid = f"sha256 {given['sha256']}"
+            problems.append(document.at_fault(f"inputs.{role}", what, valid=valid, fix=fix if folder else ""))
         else:
             said = f"{other['path']} has sha256 {other['sha256']}" if other else "nothing takes its place"
             problems.append(_altered(given, said))
     if problems:
-        raise RequestError(problems)
+        raise (document.UntrueError if untrue else RequestError)(problems)
+    return tuple(uncompared)
+
+
+def _without_hash(role: str, given: Mapping[str, Any], other: Mapping[str, Any] | None) -> list[str]:
+    """Why an input that was recorded without a hash is not compared, in a line; none where there is nothing to compare:
+    the hub's commit is the same, or what only sounds like a file (role `file`) is none today either."""
+    if given["revision"] and other is not None and other["revision"] == given["revision"]:
+        return []
+    path = str(given["path"])
+    if diff.absent(given) and not os.path.lexists(path):
+        return []
+    why = "in an object store" if "://" in path else "not there, or not to be read"
+    return [f"inputs.{role}: {path} was recorded without a hash ({why}) and is not compared"]

@@ -1,7 +1,8 @@
 """Whether a run is what its record claims: judged at a declared tier, with a report that names what differs first.
 
-Guarantees: nothing is called a pass that was not compared: what cannot be judged says so, with exit code 2. Judging is
-a pure function of two runs (`judge_exact`, `judge_statistical`), whoever made them.
+Guarantees: nothing is called a pass that was not compared: what cannot be judged says so, with exit code 2; what shows
+that a record is untrue is a fail, whether or not anything was run; code, data and an image that are not the recorded
+ones are named. Judging is a pure function of two runs (`judge_exact`, `judge_statistical`), whoever made them.
 
 Tiers:
     config       what the record composes to has its fingerprint and its inputs have their hashes; nothing is run
@@ -21,17 +22,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sweeper import engines
 from sweeper.checkpoints import manifest
 from sweeper.engines.base import Engine
-from sweeper.errors import Problem, RequestError
-from sweeper.lineage import curves, diff
+from sweeper.errors import Problem, RequestError, SweeperError
+from sweeper.lineage import curves, diff, document, tree
 from sweeper.lineage.find import Found
 from sweeper.search import stats
 from sweeper.search.history import Curve
-from sweeper.trial.records import number, write_json
+from sweeper.trial.records import RecordsError, number, read_json, write_json
+
+if TYPE_CHECKING:
+    from sweeper.lineage import reproduce
 
 TIERS = ("config", "exact", "statistical")
 SEEDS = 5
@@ -91,17 +95,31 @@ def _engine(found: Found) -> Engine:
     return engines.get(str(found.document["environment"]["engine"]["name"]))
 
 
-def judge_config(found: Found, repointed: Sequence[str] = ()) -> Report:
-    """After the record was composed, its inputs found and all of it compared (reproduce.planned): it is the same.
-
-    `repointed`: keys that name inputs of the same content by other paths.
-    """
-    inputs = [i for i in found.document["inputs"] if i["sha256"]]
+def judge_config(found: Found, plan: reproduce.Plan) -> Report:
+    """After the record was composed, its inputs found and all of it compared (reproduce.planned): it is the same, but
+    for what has no hash to be compared by."""
+    inputs = found.document["inputs"]
     config = f"the same fingerprint {found.document['fingerprint'][:12]}"
-    if repointed:
-        config = f"the same config but for the paths in {', '.join(repointed)}"
-    facts = {"fingerprint": found.document["fingerprint"], "inputs": len(inputs), "repointed": list(repointed)}
+    if plan.repointed:
+        config = f"the same config but for the paths in {', '.join(plan.repointed)}"
+    facts = {
+        "fingerprint": found.document["fingerprint"],
+        "inputs": len(inputs) - len(plan.uncompared),
+        "repointed": list(plan.repointed),
+        "uncompared": list(plan.uncompared),
+    }
+    if plan.uncompared:
+        why = f"{len(plan.uncompared)} of {len(inputs)} inputs cannot be compared: {plan.uncompared[0]}"
+        return Report("config", found.name, "unjudged", f"{config}, but {why}", facts)
     return Report("config", found.name, "pass", f"{config}, and {len(inputs)} inputs of the same content", facts)
+
+
+def _by_other_code(report: Report, files: Sequence[str]) -> Report:
+    """A verdict says first by which code it came about, where that is not the recorded one."""
+    if not files:
+        return report
+    why = f"by other code than was recorded ({tree.shown(files)}): {report.why}"
+    return replace(report, why=why, facts={**report.facts, "code": list(files)})
 
 
 def altered_checkpoints(found: Found) -> list[str]:
@@ -297,10 +315,11 @@ def claim(
 ) -> tuple[Report, Path | None]:
     """Judge a run at that tier, running what it takes; the verdict and the folder of what was run.
 
-    A recorded checkpoint whose content is another one now fails every tier, before anything is run.
+    A recorded checkpoint whose content is another one now fails every tier, before anything is run; so does a record
+    that what is here contradicts. What cannot be reproduced (reproduce.planned) is unjudged.
 
     Raises:
-        RequestError: it cannot be reproduced (reproduce.planned).
+        RequestError: the new sweep cannot have that name.
     """
     from sweeper.lineage import reproduce
 
@@ -310,11 +329,13 @@ def claim(
     others = other_seeds(found, seeds) if tier == "statistical" else ()
     strict = tier == "exact" and not allow_env
     sweep = "" if tier == "config" else reproduce.named(found, name, store)
-    with reproduce.planned(found, here=here, seeds=others, strict=strict) as plan:
-        notes = [*plan.notes, *diff.listed(plan.environment)]
-        code, again = reproduce.run(plan, sweep, store=store, quiet=quiet) if sweep else (0, [])
+    try:
+        with reproduce.planned(found, here=here, seeds=others, strict=strict) as plan:
+            code, again = reproduce.run(plan, sweep, store=store, quiet=quiet) if sweep else (0, [])
+    except SweeperError as error:
+        return _not_reproduced(found, tier, error), None
     if tier == "config":
-        report = judge_config(found, plan.repointed)
+        report = judge_config(found, plan)
     elif not again:
         report = Report(tier, found.name, "unjudged", f"the new run ended with code {code} and left no record")
     elif tier == "statistical":
@@ -324,7 +345,11 @@ def claim(
         if code and report.verdict == "fail" and not report.facts.get("first"):
             why = f"the new run did not end well (code {code}); {report.why}"
             report = replace(report, verdict="unjudged", why=why)
-    notes += gone
+    report = _by_other_code(report, plan.code_differs)
+    if again and (image := reproduce.other_image(found, again[0])):
+        report = _in_other_image(report, image, judged=not strict)
+    notes = [*plan.notes, *diff.listed(plan.environment), *gone]
+    notes += reproduce.reinstalling(found, plan.environment) if tier == "exact" else ()
     report = replace(report, facts={**report.facts, "notes": notes}, lines=(*report.lines, *notes))
     folder = again[0].path.parents[3] if again else None
     if folder is not None:
@@ -332,14 +357,39 @@ def claim(
     return report, folder
 
 
+def _not_reproduced(found: Found, tier: str, error: SweeperError) -> Report:
+    """A fail where what is here shows that the record is untrue, else no verdict; with every problem's next command."""
+    first, *more = error.problems if isinstance(error, RequestError) else [Problem(str(error))]
+    lines = [line for problem in more for line in problem.lines()]
+    problems = [{k: v for k in ("what", "valid", "fix", "key") if (v := getattr(p, k))} for p in (first, *more)]
+    verdict = "fail" if isinstance(error, document.UntrueError) else "unjudged"
+    return Report(tier, found.name, verdict, first.what, {"problems": problems}, (*first.lines()[1:], *lines))
+
+
+def _in_other_image(report: Report, image: str, *, judged: bool) -> Report:
+    """Bits of another image prove nothing of the recorded one; `judged`: by what came out all the same."""
+    if judged:
+        return replace(report, lines=(*report.lines, image), facts={**report.facts, "image": image})
+    verdict = "unjudged" if report.verdict == "pass" else report.verdict
+    fix = "  try:   --allow-env   (judges by what comes out of this image)"
+    return replace(
+        report,
+        verdict=verdict,
+        why=f"{image}; {report.why}",
+        facts={**report.facts, "image": image},
+        lines=(*report.lines, fix),
+    )
+
+
 def _altered(found: Found, tier: str, wrong: Sequence[str]) -> Report:
-    why = f"a checkpoint is not what was recorded: {wrong[0]}"
-    lines = tuple(f"  {line}" for line in wrong[1:SHOWN])
-    return Report(tier, found.name, "fail", why, {"checkpoints": list(wrong)}, lines)
+    why = f"checkpoints: one is not what was recorded: {wrong[0]}"
+    fix = f"sweeper reproduce {found.path}   (makes it again)"
+    lines = (*(f"  {line}" for line in wrong[1:SHOWN]), f"  try:   {fix}, or put the recorded file back")
+    return Report(tier, found.name, "fail", why, {"checkpoints": list(wrong), "fix": fix}, lines)
 
 
 def against(a: Found, b: Found, tier: str) -> Report:
-    """Judge one run by another that is there already.
+    """Judge one run by another that is there already: of another config or other data, it fails at every tier.
 
     Raises:
         RequestError: the tier needs more runs than one.
@@ -354,24 +404,91 @@ def against(a: Found, b: Found, tier: str) -> Report:
         )
     if wrong := altered_checkpoints(a):
         return _altered(a, tier, wrong)
-    report = same_config(a, b) if tier == "config" else judge_exact(a, b)
-    gone = _gone(a)
-    return replace(report, facts={**report.facts, "notes": gone}, lines=(*report.lines, *gone))
+    report = same_config(a, b)
+    notes = [*report.facts["uncompared"]]
+    if tier == "exact":
+        report = replace(report, tier=tier) if report.verdict == "fail" else judge_exact(a, b)
+    changes, untold = diff.code_changes(a, b)
+    if report.verdict == "fail":
+        notes += [f"code: {name}" for name in diff.code_files(changes)[:SHOWN]]
+    else:
+        report = _by_other_code(report, diff.code_files(changes))
+    notes += untold
+    if tier == "exact":
+        from sweeper.lineage import reproduce
+
+        differs = list(diff.environment(a.document["environment"], b.document["environment"]))
+        notes += [*diff.listed(differs), *reproduce.reinstalling(a, differs)]
+        if image := reproduce.other_image(a, b):
+            report = _in_other_image(report, image, judged=False)
+    notes += _gone(a)
+    return replace(report, facts={**report.facts, "notes": notes}, lines=(*report.lines, *notes))
+
+
+def save_beside(report: Report, a: Found, b: Found) -> Path | None:
+    """Write the report on a run that was judged by another into the folder of that one's sweep, if it was made to
+    repeat the first; that folder. Anywhere else the runs belong to their owners, and a report at another tier stays."""
+    of = a.document["run"]
+    same = {key: of[key] for key in ("sweep", "trial", "attempt")}
+    repeats = any(p["relation"] == "reproduces" and same.items() <= p.items() for p in b.document["parents"])
+    if not repeats or len(b.path.parents) < 4:
+        return None
+    folder = b.path.parents[3]
+    try:
+        if (folder / REPORT).exists() and read_json(folder / REPORT).get("tier") != report.tier:
+            return None
+        report.save(folder)
+    except RecordsError:
+        return None
+    return folder
 
 
 def same_config(a: Found, b: Found) -> Report:
-    """The config tier of two runs that are there: their fingerprints and seeds, and their inputs by content."""
-    changes = [*diff.leaves(a.document["identity"], b.document["identity"])]
+    """The config tier of two runs that are there: their fingerprints and seeds, and their inputs by content.
+
+    A path that names an input of the same content is the same. What only the second has is no claim of the first.
+    """
+    paths = _inputs_of(a), _inputs_of(b)
+    leaves = list(diff.leaves(a.document["identity"], b.document["identity"]))
+    repointed = [c.what for c in leaves if c.what in paths[0] and paths[0][c.what] == paths[1].get(c.what)]
+    changes = [diff.Change(f"identity.{c.what}", c.a, c.b) for c in leaves if c.what not in repointed]
     seeds = diff.leaves(a.document["seeds"], b.document["seeds"])
-    changes += [c for c in seeds if c.what not in {other.what for other in changes}]
-    data = [*diff.changed_inputs(a.document["inputs"], b.document["inputs"])]
+    changes += [diff.Change(f"seeds.{c.what}", c.a, c.b) for c in seeds if c.what not in {o.what for o in leaves}]
+    data, uncompared = _inputs(a, b)
+    changes += data
+    fingerprints = [a.document["fingerprint"], b.document["fingerprint"]]
     facts = {
         "against": b.name,
-        "fingerprints": [a.document["fingerprint"], b.document["fingerprint"]],
-        "differences": [c.as_dict() for c in (*changes, *data)],
+        "fingerprints": fingerprints,
+        "differences": [c.as_dict() for c in changes],
+        "repointed": repointed,
+        "uncompared": uncompared,
     }
-    if a.document["fingerprint"] == b.document["fingerprint"] and not (changes or data):
-        return Report("config", a.name, "pass", f"the same fingerprint and inputs as {b.name}", facts)
-    first = [*changes, *data]
-    lines = tuple(f"  {line}" for line in diff.listed(first))
-    return Report("config", a.name, "fail", f"{first[0].what if first else 'the fingerprint'} differs", facts, lines)
+    if changes or (fingerprints[0] != fingerprints[1] and not repointed):
+        what = tree.shown([c.what for c in changes]) if changes else "fingerprint"
+        lines = tuple(f"  {line}" for line in diff.listed(changes))
+        return Report("config", a.name, "fail", f"{what} differ{'s' * (len(changes) < 2)} in {b.name}", facts, lines)
+    if uncompared:
+        why = f"the same config as {b.name}, but {len(uncompared)} inputs cannot be compared: {uncompared[0]}"
+        return Report("config", a.name, "unjudged", why, facts)
+    said = f"config but for the paths in {', '.join(repointed)}" if repointed else "fingerprint and inputs"
+    return Report("config", a.name, "pass", f"the same {said} as {b.name}", facts)
+
+
+def _inputs(a: Found, b: Found) -> tuple[list[diff.Change], list[str]]:
+    """The inputs of the first run that have another content in the second, and those that cannot be told, a line
+    each."""
+    one, other = diff.by_role(a.document["inputs"]), diff.by_role(b.document["inputs"])
+    unknown = {k for k, x in one.items() if k not in other or not (diff.told(x) and diff.told(other[k]))}
+    unknown -= {k for k in unknown if k in other and diff.absent(one[k]) and diff.absent(other[k])}
+    changes = diff.changed_inputs(a.document["inputs"], b.document["inputs"])
+    differ = [diff.Change(f"inputs.{c.what}", c.a, c.b) for c in changes if c.what in one.keys() - unknown]
+    return differ, [f"inputs.{k}: {one[k]['path']} has no hash in one of the records" for k in sorted(unknown)]
+
+
+def _inputs_of(found: Found) -> dict[str, Any]:
+    """The config keys that name an input, with its hash in the place of its path."""
+    from sweeper.lineage import reproduce
+
+    hashes = {str(row["path"]): Path(str(row["sha256"])) for row in found.document["inputs"] if row["sha256"]}
+    return reproduce.naming(found.document, hashes)
