@@ -213,21 +213,26 @@ class Hosts:
         if None not in known:
             return False
         silent = [place for place, state in zip(places, known, strict=True) if state is None]
-        if any(not self._seen[place].silent for place in silent):
-            return None  # it is being asked
-        patience = ALONE_S if len(silent) < len(places) else LOST_S
-        others = [seen for place, seen in enumerate(self._seen) if place not in places and not seen.silent]
-        if len(silent) == len(places) and not others:
-            return None  # nobody answers: it may be we who are cut off
-        if len(silent) < len(places) and now - self._alone.setdefault(key, now) < REST_S:
-            return None
-        if any(now - max(self._seen[place].answered_at, since) < patience for place in silent):
+        if self._may_live(key, places, silent, now):
             return None
         with contextlib.suppress(OSError):
             # Whoever of it still lives sees the folder and ends, or does not see it and can write no checkpoint there.
             gangs.ask_by_file(folder, b"k")
         self.give_up(folder, silent)
         return False
+
+    def _may_live(self, key: str, places: Sequence[int], silent: Sequence[int], now: float) -> bool:
+        """Whether what is left of an attempt on hosts that say nothing may still run."""
+        if any(not self._seen[place].silent for place in silent):
+            return True  # it is being asked
+        some = len(silent) < len(places)
+        others = [seen for place, seen in enumerate(self._seen) if place not in places and not seen.silent]
+        if not some and not others:
+            return True  # nobody answers: it may be we who are cut off
+        if some and now - self._alone.setdefault(key, now) < REST_S:
+            return True
+        patience, since = ALONE_S if some else LOST_S, self._since.get(key, now)
+        return any(now - max(self._seen[place].answered_at, since) < patience for place in silent)
 
     def give_up(self, folder: Path, places: Iterable[int]) -> None:
         """That attempt ended without us knowing of these places: what is left of it there ends when they answer."""

@@ -175,6 +175,7 @@ def _kept(plan: Plan, sized: Sized, config: Mapping[str, Any]) -> tuple[int, int
     return amount, FILES_A_RANK * gpus * models * each * trials
 
 
-def set_here(names: Sequence[str]) -> dict[str, bool]:
-    """Which of the variables are set here, where they would be passed on from."""
-    return {name: bool(os.environ.get(name)) for name in names}
+def set_here(asked: Asked) -> dict[str, bool]:
+    """Which of the variables are set where they would be passed on from: here, or among dstack's secrets."""
+    kept = tree.get(asked.config, "cluster.dstack.secrets") or {}
+    return {name: name in kept or bool(os.environ.get(name)) for name in asked.names}

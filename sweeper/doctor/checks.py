@@ -273,7 +273,7 @@ def tokens(asked: Asked, here: Mapping[str, bool], answers: Answers) -> Iterator
     for name, present in here.items():
         there = [node for node, said in answers.items() if (said.get("names") or {}).get(name)]
         if present:
-            yield Check(name, OK, "set here")
+            yield Check(name, OK, "set here, or kept by dstack")
         elif there and len(there) == len(answers):
             yield Check(name, OK, "set on every node")
         elif name in asked.needed:

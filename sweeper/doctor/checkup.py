@@ -150,7 +150,7 @@ def examine(cluster: Nodes, asked: Asked, timeout_s: float) -> Report:
         found.append(Check("shared store", WARN, "not looked at: some nodes do not answer", fix="mend those first"))
     rounds.ask("clock", {}, 0.0 if rounds.silent else timeout_s)
     found += checks.clocks(rounds.clocks)
-    found += checks.tokens(asked, asking.set_here(asked.names), answers)
+    found += checks.tokens(asked, asking.set_here(asked), answers)
     return Report(asked.shape.name, tuple(rounds.nodes), tuple(found))
 
 
@@ -171,7 +171,7 @@ def _from_here(cluster: QueueCluster, asked: Asked, timeout_s: float) -> Report:
         Check("server", OK, f"it answers, lets us in and has what cluster.{cluster.kind} names"),
         Check("submission", FAIL if refused else OK, refused or "its nodes mount what the store lies on"),
         *checks.from_here(answers, asked, unmounted),
-        *checks.tokens(asked, asking.set_here(asked.names), {}),
+        *checks.tokens(asked, asking.set_here(asked), {}),
     ]
     names = [answer.node for answer in cluster.each((), "", 0.0)]
     return Report(asked.shape.name, tuple(names), tuple(found))

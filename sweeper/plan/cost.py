@@ -17,6 +17,11 @@ ROLLOUT_UTILISATION = 0.10
 """Share of the peak while generating, which is bound by memory and not by arithmetic."""
 
 
+def peak_tflops(gpu: str) -> float | None:
+    """Of a GPU by its name, `H100`; None where it is not known."""
+    return PEAK_TFLOPS.get(gpu.upper().replace(" ", ""))
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """The estimate for one trial."""
@@ -44,7 +49,7 @@ def estimate(
     2020, section 2.1). `forward_passes` counts the log-prob passes per step (old policy, reference).
     """
     tokens = steps * responses_per_step * (max_prompt + max_response)
-    peak = PEAK_TFLOPS.get(gpu.upper().replace(" ", ""))
+    peak = peak_tflops(gpu)
     if params is None or peak is None:
         return Cost(tokens, None)
     models = 2 if critic else 1

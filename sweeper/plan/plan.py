@@ -23,6 +23,7 @@ from sweeper.engines.verl import base_config
 from sweeper.errors import Problem, RequestError
 from sweeper.plan import alike, checks, spaces
 from sweeper.plan.arms import ArmPlan, Sized
+from sweeper.plan.cost import PEAK_TFLOPS, peak_tflops
 from sweeper.plan.feasible import Looked, Tally, look, none_left
 from sweeper.plan.maker import Maker
 from sweeper.report.rows import Alike
@@ -299,7 +300,11 @@ class _Builder:
     def _shape(self, base: Composed) -> Shape:
         key = repr(base.config["cluster"])
         if key not in self._shapes:
-            self._shapes[key] = clusters.shape(base.config["cluster"])
+            shape = self._shapes[key] = clusters.shape(base.config["cluster"])
+            if shape.device == "cuda" and peak_tflops(shape.gpu) is None:
+                known = ", ".join(PEAK_TFLOPS)
+                what = f"cluster.gpu={shape.gpu}" if shape.gpu else "cluster.gpu is not given"
+                self.notes.append(f"no GPU-hours are estimated: {what}, and what is known is {known}")
         return self._shapes[key]
 
     def _expressions(self, maker: Maker) -> list[Problem]:

@@ -108,6 +108,11 @@ def test_a_secret_is_a_name_in_the_file_and_a_value_in_what_is_submitted() -> No
     }  # fmt: skip
 
 
+def test_what_dstack_keeps_need_not_be_set_here() -> None:
+    given = made(2, 8, VOLUMES, "cluster.dstack.secrets={OTHER_TOKEN: other}")
+    assert given["env"][-1] == "OTHER_TOKEN=${{ secrets.other }}"
+
+
 @pytest.mark.parametrize("name", ["two_nodes", "half_a_node"])
 def test_a_nodes_command_knows_its_rank_and_the_others(name: str, tmp_path: Path) -> None:
     """The command itself, run by the shell that dstack runs it with; what it starts are stand-ins that tell."""

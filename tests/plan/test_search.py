@@ -57,6 +57,13 @@ def test_search_seeds_count_from_the_seed_and_final_ones_are_others() -> None:
     assert make(["seed=5", "search.seeds=3", "search.final_seeds=2"]).search == plan.search
 
 
+def test_a_gpu_that_nobody_knows_is_said_where_its_hours_are_missing() -> None:
+    plan = make([*NODE, "cluster.gpu=H1000"])
+    assert plan.gpu_hours is None
+    assert any("cluster.gpu=H1000" in note and "H100" in note for note in plan.notes)
+    assert not any("GPU-hours" in note for note in make([*NODE]).notes)
+
+
 def test_one_seed_is_the_configs_own() -> None:
     plan = make(["seed=5"])
     assert plan.search.seeds == (None,)

@@ -167,7 +167,8 @@ def task(
     made: dict[str, Any] = {"type": "task", "name": name, "nodes": job.gang.nodes}
     if job.image:
         made["image"] = job.image
-    made["env"] = [f"{n}=${{{{ secrets.{secrets[n]} }}}}" if n in secrets else n for n in variables]
+    names = dict.fromkeys((*variables, *secrets))  # what dstack keeps need not be set here
+    made["env"] = [f"{n}=${{{{ secrets.{secrets[n]} }}}}" if n in secrets else n for n in names]
     # `exec`: what listens becomes a child of what runs, which ends it. One entry: dstack joins several with `&&`.
     made["commands"] = [f"{NODES}; {_line(listen)} & exec {_line(command)}"]
     made["resources"] = resources(config, job.gang)
