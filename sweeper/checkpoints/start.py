@@ -61,7 +61,10 @@ def origin(checkpoint: Path) -> Origin:
         wrote = sweep.trial(trial) / f"attempt-{number}" if number else sweep.latest_attempt(trial)
         attempt = attempt_number(wrote) if wrote else None
         return Origin(sweep.name, trial, attempt or None, step, digest, _record(wrote) if wrote else None)
-    if record := _record(folder.parent):
+    handed_on = SweepFolder(folder.parent)
+    records = [r for t in handed_on.trial_ids() for a in handed_on.attempts(t) if (r := _record(a))]
+    if records:
+        record = next((r for r in records if written and f"attempt-{written.attempt}" == r.parent.name), records[-1])
         try:
             run = document.load(record)["run"]
             return Origin(str(run["sweep"]), str(run["trial"]), int(run["attempt"]), step, digest, record)

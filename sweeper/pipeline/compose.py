@@ -22,7 +22,7 @@ from typing import Any
 from sweeper import prepare
 from sweeper.config.hydra_app import initialized
 from sweeper.errors import Problem, RequestError
-from sweeper.lineage import hashes
+from sweeper.lineage import hashes, inputs
 from sweeper.pipeline import params, places
 from sweeper.plan import plan as planning
 from sweeper.plan.plan import Plan
@@ -118,23 +118,23 @@ def configs(plan: Plan) -> Iterator[Mapping[str, Any]]:
 
 
 def _own_files(config: Mapping[str, Any]) -> Iterator[Path]:
-    """The user's data and reward files of a config, relative where they are in the checkout."""
-    data, reward = config["data"], config["reward"]["custom_reward_function"]["path"]
-    named: list[Any] = [reward]
-    for key in ("train_files", "val_files"):
-        named += data[key] if isinstance(data[key], list) else [data[key]]
-    built = [Path(b.path) for b in prepare.needed(config)]
-    for path in (Path(str(name)) for name in named if name):
-        installed = path.is_relative_to(_PACKAGE) or path.is_relative_to(sys.prefix)
-        if not installed and not any(path.is_relative_to(folder) for folder in built):
-            yield _relative(path)
+    """The user's data, reward and other files of a config, relative where they are in the checkout."""
+    yield from (path for role, path in _own(config) if role != "model")
 
 
 def _own_models(config: Mapping[str, Any]) -> Iterator[Path]:
     """Folders and hub ids that are not built here."""
-    path = Path(str(config["actor_rollout_ref"]["model"]["path"]))
-    if not any(path.is_relative_to(b.path) for b in prepare.needed(config)):
-        yield _relative(path)
+    yield from (path for role, path in _own(config) if role == "model")
+
+
+def _own(config: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
+    built = [Path(b.path) for b in prepare.needed(config)]
+    for role, _, named in inputs.listed(config):
+        path = Path(named).expanduser()
+        path = path.absolute() if role != "model" or path.exists() else path  # else an id of the model hub
+        installed = path.is_relative_to(_PACKAGE) or path.is_relative_to(sys.prefix)
+        if not installed and not any(path.is_relative_to(folder) for folder in built):
+            yield role, _relative(path)
 
 
 def _relative(path: Path) -> Path:

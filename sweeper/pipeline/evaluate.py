@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper import environments
+from sweeper.checkpoints import manifest
 from sweeper.config.hydra_app import initialized
 from sweeper.errors import Problem, RequestError, SweeperError
 from sweeper.lineage import hashes
@@ -22,9 +23,11 @@ from sweeper.trial.ledger import Ledger
 
 DROPPED = (
     "seed", "name", "project", "store", "output", "plan", "detach", "search", "scheduler", "tracking", "stop",
-    "data.val_files", "trainer.val_only", "trainer.val_before_train", "trainer.resume_mode", "trainer.resume_from_path",
+    "lineage", "data.val_files", "trainer.val_only", "trainer.val_before_train", "trainer.resume_mode",
+    "trainer.resume_from_path",
 )  # fmt: skip
-"""Keys of the trial's request that an evaluation has its own of, with all that is below them."""
+"""Keys of the trial's request that an evaluation has its own of, with all that is below them. Of `lineage`: it repeats
+no run, and by now the tree has the plots of `select`, which belong into Git."""
 
 
 def run() -> int:
@@ -37,7 +40,7 @@ def run() -> int:
     best = places.read(places.BEST / select.ABOUT)
     about, rows = sweep.load(places.SWEEP)
     checkpoint = (places.BEST / select.CHECKPOINT / best["checkpoint"]).absolute()
-    whole(checkpoint, places.BEST / select.MANIFEST)
+    whole(checkpoint)
     prepare.restore()
     seeds = fresh(asked["evaluate"], used(rows, about))
     test = held_out(asked["evaluate"]["data"], best["overrides"])
@@ -87,25 +90,21 @@ def metrics(best: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], scores: 
     }
 
 
-def whole(checkpoint: Path, listed: Path) -> None:
-    """Compare the checkpoint with its manifest.
+def whole(checkpoint: Path) -> None:
+    """Compare the checkpoint with its manifest, where the trainer has written one.
 
     Raises:
         RequestError: It is not here, or not what was written.
     """
     if not checkpoint.is_dir():
         raise places.missing(checkpoint)
-    if not listed.is_file():
-        return  # a trainer that writes none
-    there = {rel: (size, sha) for rel, size, sha in places.files(checkpoint)}
-    for rel, size, sha in places.read(listed)["files"]:
-        if there.get(rel) != (size, sha):
-            raise RequestError(
-                Problem(
-                    f"{checkpoint / rel} is {'missing' if rel not in there else 'not what was written'}",
-                    fix=f"rm -r {places.BEST} && dvc checkout {places.BEST}   (or dvc pull)",
-                )
-            )
+    try:
+        wrong = manifest.verify(checkpoint.parent, int(checkpoint.name.rpartition("_")[2]))
+    except (manifest.DamagedError, OSError) as error:
+        wrong = [str(error)]
+    if wrong:
+        fix = f"rm -r {places.BEST} && dvc checkout {places.BEST}   (or dvc pull)"
+        raise RequestError(Problem(f"{checkpoint} is not what was written: {wrong[0]}", fix=fix))
 
 
 def used(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> set[int]:

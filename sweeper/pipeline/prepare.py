@@ -31,7 +31,7 @@ def data() -> int:
     wanted = places.read(compose.ENVIRONMENT)
     with places.replaced(places.DATA) as folder:
         _built(wanted, folder)
-        missing = [path for path in wanted["files"] if not Path(path).is_file()]
+        missing = [path for path in wanted["files"] if not Path(path).exists()]
         if missing:
             raise RequestError(
                 Problem(
@@ -40,7 +40,7 @@ def data() -> int:
                     key="environment",
                 )
             )
-        places.write(folder / SOURCE, {path: hashes.sha256(Path(path)) for path in wanted["files"]})
+        places.write(folder / SOURCE, {path: _content(path) for path in wanted["files"]})
     return 0
 
 
@@ -73,8 +73,14 @@ def restore() -> None:
                     shutil.copytree(ours, aside, dirs_exist_ok=True)
             _same(ours, Path(build.path))
     for path, before in places.read(places.DATA / SOURCE).items():
-        if hashes.sha256(Path(path)) != before:
+        if _content(path) != before:
             raise RequestError(Problem(f"{path} has changed since `prepare` took it", fix="dvc repro"))
+
+
+def _content(name: str) -> str:
+    """The SHA-256 of a file, the digest of a folder."""
+    path = Path(name)
+    return hashes.Hashes().tree(path, fresh=True).digest if path.is_dir() else hashes.sha256(path)
 
 
 def _same(ours: Path, theirs: Path) -> None:
@@ -118,6 +124,8 @@ def _interpreter() -> tuple[str, Mapping[str, str]]:
 def _source(name: str) -> dict[str, Any]:
     """What a model that is not built here consists of."""
     folder, revision = Path(name), None
+    if folder.is_file():  # a config, say
+        return {"revision": None, "files": {folder.name: hashes.sha256(folder)}}
     if not folder.is_dir():
         folder = _fetched(name)
         revision = folder.name  # the hub's cache has a folder a commit

@@ -35,7 +35,7 @@ def run() -> int:
     """
     metrics, best = places.read(places.METRICS), places.read(places.BEST / select.ABOUT)
     about, rows = sweep.load(places.SWEEP)
-    lineage_of = places.BEST / select.LINEAGE
+    lineage_of = select.record(best)
     lineage = places.read(lineage_of) if lineage_of.is_file() else {}
     with places.replaced(places.REPORT) as folder:
         picture(rows, folder / PICTURE)

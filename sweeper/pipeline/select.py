@@ -2,7 +2,8 @@
 
 Guarantees: the best is the one that the sweep's own table calls so (sweeper/report/standings.py), of its seeds the one
 with the best score; its checkpoint is read and compared with what was written before it is taken; what is handed on
-holds the checkpoint, what it is made of and where it is from. The sweep keeps the original: it is pinned.
+holds the checkpoint with its manifest, and the trial's records, from which it can be reproduced (sweep.hand_on). The
+sweep keeps the original: it is pinned.
 """
 
 from __future__ import annotations
@@ -10,17 +11,19 @@ from __future__ import annotations
 import csv
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sweeper import engines
 from sweeper.checkpoints import manifest, pins
 from sweeper.errors import Problem, RequestError
+from sweeper.lineage import document
 from sweeper.pipeline import compose, places, sweep
 from sweeper.report.standings import standings
 from sweeper.search.stats import order
-from sweeper.trial.records import read_json
+from sweeper.trial.records import SweepFolder, read_json
 
-ABOUT, CHECKPOINT, MANIFEST, LINEAGE = "best.json", "checkpoint", "manifest.json", "lineage.json"
+ABOUT, CHECKPOINT = "best.json", "checkpoint"
 
 
 def run() -> int:
@@ -61,10 +64,11 @@ def run() -> int:
     with places.replaced(places.BEST) as folder:
         shutil.copytree(saved.path, folder / CHECKPOINT / saved.path.name, copy_function=places.link)
         if known is not None:
-            shutil.copyfile(manifest.path_of(checkpoints, saved.step), folder / MANIFEST)
+            kept = manifest.path_of(folder / CHECKPOINT, saved.step)
+            kept.parent.mkdir()
+            shutil.copyfile(manifest.path_of(checkpoints, saved.step), kept)
+        sweep.hand_on(SweepFolder(place.parents[1]), place.name, SweepFolder(folder).trial(place.name))
         attempt = place / row["attempt"]
-        if (attempt / LINEAGE).is_file():
-            shutil.copyfile(attempt / LINEAGE, folder / LINEAGE)
         places.write(
             folder / ABOUT,
             {
@@ -86,6 +90,11 @@ def run() -> int:
     _curves(row)
     print(f"best: {row['place']} ({row['label']}), step {saved.step}, score {score:.4f}")
     return 0
+
+
+def record(best: Mapping[str, Any]) -> Path:
+    """The best's lineage record as it was handed on; an older sweep has none."""
+    return SweepFolder(places.BEST).trial(Path(best["from"]).name) / str(best["attempt"]) / document.NAME
 
 
 def best(about: Mapping[str, Any], rows: list[dict[str, Any]]) -> tuple[dict[str, Any], float]:

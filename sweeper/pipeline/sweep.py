@@ -2,8 +2,9 @@
 
 Guarantees: a sweep's name is made of what it is (the request, the data, the models), so one that was stopped or killed
 goes on where it was, also in another experiment that wants the same, and any change starts a new one, which takes the
-trials that are the same from those that are finished. What is written holds times and hosts nowhere but in the lineage
-records, and paths relative to the store of sweeps.
+trials that are the same from those that are finished. What is written holds times and hosts nowhere but in the records
+of attempts, and paths relative to the store of sweeps. A record is handed on with all that reproducing it takes
+(`hand_on`), so that a checkout which pulled it can.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from sweeper.config.hydra_app import initialized
 from sweeper.engines.base import Progress
 from sweeper.errors import Problem, RequestError, SweeperError
 from sweeper.lineage import document
+from sweeper.lineage.find import METRICS
 from sweeper.pipeline import compose, params, places, prepare
 from sweeper.report.rows import Request
 from sweeper.search.history import Curve
@@ -26,7 +28,7 @@ from sweeper.trial.ledger import Ledger, TrialState
 from sweeper.trial.records import SweepFolder, Tail, number, read_json
 from sweeper.trial.spec import Point, Trial
 
-ABOUT, TRIALS, LINEAGE = "sweep.json", "trials.json", "lineage"
+ABOUT, TRIALS = "sweep.json", "trials.json"
 DIGITS = 12
 CODE = "SWEEPER_TRAINER_CODE"
 """A variable of the trials, part of what they are: stands for our code inside the trainer."""
@@ -90,7 +92,7 @@ def quoted(value: object) -> str:
 
 
 def collect(name: str, out: Path) -> None:
-    """Write what later stages need of a finished sweep: its trials with their curves, and their lineage records.
+    """Write what later stages need of a finished sweep: its trials with their curves, the records of their attempts.
 
     Raises:
         SweeperError: The records cannot be read.
@@ -129,9 +131,7 @@ def _row(store: Path, name: str, state: TrialState, out: Path) -> dict[str, Any]
         for line in Tail(attempt / of["metrics"]).read():
             if progress := engine.progress(line, of["config"]):
                 curve.add(progress)
-    if (latest / document.NAME).is_file():
-        (out / LINEAGE).mkdir(exist_ok=True)
-        shutil.copyfile(latest / document.NAME, out / LINEAGE / f"{state.id}.json")
+    hand_on(folder, trial, SweepFolder(out).trial(state.id))
     return {
         "id": state.id,
         "label": state.label,
@@ -152,6 +152,22 @@ def _row(store: Path, name: str, state: TrialState, out: Path) -> dict[str, Any]
         "scores": {str(step): value for step, value in sorted(curve.scores.items())},
         "rewards": {str(step): value for step, value in sorted(curve.rewards.items())},
     }
+
+
+def hand_on(sweep: SweepFolder, trial: str, out: Path) -> None:
+    """Copy what `sweeper verify` and `sweeper reproduce` need of a trial into a folder: the record, the patch and the
+    metrics of each attempt, laid out as in its sweep. Nothing where there is no record (an older sweep).
+
+    Raises:
+        OSError: It cannot be copied.
+    """
+    for attempt in sweep.attempts(trial):
+        if not (attempt / document.NAME).is_file():
+            continue
+        (out / attempt.name).mkdir(parents=True)
+        for name in (document.NAME, document.PATCH, METRICS):
+            if (attempt / name).is_file():
+                shutil.copyfile(attempt / name, out / attempt.name / name)
 
 
 def load(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

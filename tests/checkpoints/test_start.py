@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,13 +55,14 @@ def test_it_is_of_the_attempt_that_wrote_it(run: Path) -> None:
     assert (unknown.attempt, unknown.digest) == (2, None), "without a manifest its trial's latest"
 
 
-def test_one_that_was_handed_on_has_its_record_beside_it(run: Path, tmp_path: Path) -> None:
+def test_one_that_was_handed_on_has_its_records_beside_it(run: Path, tmp_path: Path) -> None:
     best = tmp_path / "best"
     (best / "checkpoint").mkdir(parents=True)
+    for attempt in ("attempt-1", "attempt-2"):
+        shutil.copytree(run.parents[1] / attempt, best / "trials/000" / attempt)
     run.rename(best / "checkpoint/global_step_4")
-    (best / "lineage.json").write_bytes((run.parents[1] / "attempt-2/lineage.json").read_bytes())
     found = start.origin(best / "checkpoint/global_step_4")
-    assert found == start.Origin("first", "000", 2, 4, None, best / "lineage.json")
+    assert found == start.Origin("first", "000", 2, 4, None, best / "trials/000/attempt-2/lineage.json")
 
 
 def test_of_one_from_nowhere_its_folder_is_known(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 import yaml
 from pipeline_fake import fake_checkpoint, fake_sweep
 
-from sweeper.checkpoints import manifest, pins
+from sweeper.checkpoints import manifest, pins, start
 from sweeper.config.hydra_app import initialized
 from sweeper.environments import arithmetic
 from sweeper.errors import RequestError, SweeperError
+from sweeper.lineage.find import find
 from sweeper.pipeline import compose, evaluate, params, places, prepare, report, select, sweep
 from sweeper.pipeline.__main__ import STAGES, main
 
@@ -131,6 +133,24 @@ def test_data_outside_the_checkout_is_refused(tmp_path: Path, monkeypatch: pytes
     assert not places.REQUEST.exists()
 
 
+def test_every_file_of_the_users_is_seen_and_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the data and the reward alone: what decides a result is what lineage/inputs.py says."""
+    monkeypatch.chdir(tmp_path)
+    config: dict[str, Any] = {
+        "environment": {"kind": "custom"},
+        "model": {},
+        "engine": {"name": "verl"},
+        "data": {"train_files": str(tmp_path / "data/train.parquet"), "tool_config_path": "data/tools.yaml"},
+        "actor_rollout_ref": {"model": {"path": "org/name", "lora_adapter_path": str(tmp_path / "data/adapter")}},
+    }
+    (tmp_path / "data/adapter").mkdir(parents=True)
+    (tmp_path / "data/adapter/weights").write_text("w")
+    monkeypatch.setattr(compose.prepare, "needed", lambda config: [])
+    assert sorted(map(str, compose._own_files(config))) == ["data/tools.yaml", "data/train.parquet"]
+    assert sorted(map(str, compose._own_models(config))) == ["data/adapter", "org/name"]
+    assert list(prepare._source("data/adapter")["files"]) == ["weights"]
+
+
 # --- prepare ---
 
 
@@ -212,9 +232,40 @@ def test_the_best_checkpoint_is_taken_and_the_original_pinned(swept: Path) -> No
     assert [(p.step, p.by) for p in pins.pinned(theirs)] == [(4, "dvc")]
     made = manifest.read(theirs, 4)
     assert made and made.digest == best["digest"]
-    evaluate.whole(ours, places.BEST / select.MANIFEST)
+    evaluate.whole(ours)
+    assert manifest.read(ours.parent, 4) == made
     assert (places.PLOTS / "score.csv").read_text() == "step,score\n0,0.1\n4,0.7\n"
-    assert (places.BEST / "lineage.json").is_file()
+    assert select.record(best) == places.BEST / "trials/001/attempt-1/lineage.json"
+
+
+def test_what_is_handed_on_is_enough_to_reproduce(swept: Path) -> None:
+    """Records, patches and metrics of every attempt: where the sweep's own folder is not, as after `dvc pull`."""
+    trial = swept / "runs/s/trials/001"
+    shutil.copytree(trial / "attempt-1", trial / "attempt-2")
+    for attempt in ("attempt-1", "attempt-2"):
+        document = json.loads((trial / attempt / "lineage.json").read_text())
+        patch = f"{attempt}\n".encode()
+        document["code"]["patch"] = {
+            "file": "code.patch",
+            "sha256": hashlib.sha256(patch).hexdigest(),
+            "bytes": len(patch),
+        }
+        (trial / attempt / "lineage.json").write_text(json.dumps(document))
+        (trial / attempt / "code.patch").write_bytes(patch)
+    sweep.collect("s", places.SWEEP)
+    select.run()
+    kept = {p.relative_to(trial): p.read_bytes() for p in trial.glob("attempt-*/*") if p.name != "spec.json"}
+    shutil.rmtree(swept / "runs")
+    for folder in (places.BEST / "trials/001", places.SWEEP / "trials/001"):
+        run = find(str(folder), swept / "none")
+        assert run.path == folder.absolute() / "attempt-2/lineage.json"
+        assert [p.relative_to(folder.absolute()) for p in run.metrics] == [
+            Path("attempt-1/metrics.jsonl"),
+            Path("attempt-2/metrics.jsonl"),
+        ]
+        assert {p.relative_to(folder): p.read_bytes() for p in folder.glob("attempt-*/*")} == kept
+    assert find("sweep/000", places.OUT).name == "s/000/1", "by its name too"
+    assert start.origin(places.BEST.absolute() / "checkpoint/global_step_4").trial == "001"
 
 
 def test_a_corrupted_checkpoint_is_not_taken(swept: Path) -> None:
@@ -271,15 +322,15 @@ def test_the_seeds_are_fresh(swept: Path) -> None:
 
 def test_an_altered_checkpoint_is_named(swept: Path) -> None:
     select.run()
-    at, listed = places.BEST / "checkpoint" / "global_step_4", places.BEST / select.MANIFEST
+    at = places.BEST / "checkpoint" / "global_step_4"
     file = at / "data.pt"
     content = file.read_bytes()
     file.unlink()
     with pytest.raises(RequestError, match=r"data\.pt is missing"):
-        evaluate.whole(at, listed)
+        evaluate.whole(at)
     file.write_bytes(content[:-1] + b"x")
-    with pytest.raises(RequestError, match=r"(?s)data\.pt is not what was written.*dvc checkout"):
-        evaluate.whole(at, listed)
+    with pytest.raises(RequestError, match=r"(?s)data\.pt has other content than was written.*dvc checkout"):
+        evaluate.whole(at)
 
 
 def test_held_out_data_is_never_what_the_scores_are_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,6 +361,12 @@ def test_an_evaluation_is_a_request_that_can_run(tmp_path: Path, monkeypatch: py
         assert trial.config["trainer"]["resume_from_path"] == str(checkpoint)
         assert trial.config["data"]["val_files"] == str(odd / "data" / "test.parquet")
         assert trial.config["trainer"]["val_only"] and trial.config["lr"] == 0.1
+
+
+def test_an_evaluation_is_of_a_tree_that_has_the_plots(tmp_path: Path) -> None:
+    """`select` has just written them, and they are in Git: what the sweep was refused for ends no evaluation."""
+    lines = evaluate.request(["lr=0.1", "lineage.strict=true"], tmp_path / "global_step_8", tmp_path / "t.parquet", [1])
+    assert "lr=0.1" in lines and not any(line.startswith("lineage") for line in lines)
 
 
 def test_the_figures_have_an_interval() -> None:
