@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from sweeper.clusters.base import Exit
+from sweeper.clusters.gang.agent import TEMP_DIR, Agent
 from sweeper.clusters.local import LocalAttempt, LocalCluster
 from sweeper.engines.base import Gang, Job, Shape
 
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "clusters" / "gang"
 SHAPE = Shape(name="here", device="cpu", nodes=1, gpus_per_node=2, gpu_memory_gib=4)
 FAKE = """#!{python}
 import json, os, socket, sys, time
@@ -103,3 +108,43 @@ def test_the_head_is_the_attempts_own(tmp_path: Path) -> None:
     assert not temp_dir.exists()
     for path in (p for p in folder.rglob("*") if p.is_file()):
         assert str(head["token"]) not in path.read_text()
+
+
+def shared_python(folder: Path, python: str) -> Path:
+    """What a gang's Ray starts its workers with on every node, as the first node's agent writes it."""
+    (folder / "gang").mkdir()
+    agent = Agent.__new__(Agent)
+    agent.folder, agent.rank, agent.python = folder, 0, python
+    found = agent.shared_client()
+    assert found is not None
+    return Path(found)
+
+
+def test_the_gangs_python_is_as_on_record_and_shellcheck_finds_nothing(tmp_path: Path) -> None:
+    """SWEEPER_UPDATE_GOLDEN=1 writes the file anew."""
+    made = shared_python(tmp_path, "/opt/it's mine/bin/python")
+    path = GOLDEN / "python.sh"
+    if os.environ.get("SWEEPER_UPDATE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(made.read_text())
+    assert made.read_text() == path.read_text()
+    if checker := shutil.which("shellcheck"):
+        done = subprocess.run([checker, str(path)], capture_output=True, text=True, check=False)
+        assert done.stdout == ""
+
+
+def test_the_gangs_python_is_a_nodes_own_client_or_else_the_interpreter(tmp_path: Path) -> None:
+    tell = '#!/bin/sh\necho {}: "$@"\n'
+    plain, own = tmp_path / "it's python", tmp_path / "swp-1" / "python"
+    own.parent.mkdir()
+    for path, name in ((plain, "plain"), (own, "own")):
+        path.write_text(tell.format(name))
+        path.chmod(0o755)
+    made = shared_python(tmp_path, str(plain))
+
+    def run(temp_dir: Path) -> str:
+        env = {**os.environ, TEMP_DIR: str(temp_dir)}
+        return subprocess.run([made, "-c", "a b"], env=env, capture_output=True, text=True, check=True).stdout
+
+    assert run(own.parent) == "own: -c a b\n"
+    assert run(tmp_path / "swp-2") == "plain: -c a b\n"

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +174,64 @@ def test_nodes_that_differ_are_named_with_both_versions(here: Here, tmp_path: Pa
     assert ended.reason == "launch"
     assert "node n1 (127.0.0.3) has Python 3.10.1" in ended.detail
     assert f"node n0 (127.0.0.2) has {sys.version.split()[0]}" in ended.detail
+
+
+FAKE_DEVICES = """
+import sys
+def accelerators(): return ["a GPU"] * {shows}[int(sys.argv[2])]
+"""
+"""A fake of the nodes' devices.py, for agents: how many GPUs are visible on which rank."""
+
+
+def with_gpus(here: Here, *shows: int, join_s: float = 60) -> Job:
+    """A gang that has two GPUs a node reserved, on nodes that show so many."""
+    shape = Shape("here", "cuda", nodes=2, gpus_per_node=2)
+    job = here.prepare(gang=Gang(2, 2))
+    gangs.prepare(job, here.folder, here.nodes, shape=shape, leases=False, join_s=join_s)
+    # Nodes run the sweep's own copy of the scripts.
+    (gangs.scripts(here.folder) / "devices.py").write_text(FAKE_DEVICES.format(shows=shows))
+    return job
+
+
+@pytest.mark.parametrize(
+    ("key", "theirs", "said"),
+    [
+        ("python", "3.10.1", "has Python 3.10.1, and node n0 (127.0.0.2) has {python}"),
+        ("ray", "2.1.0", "has Ray 2.1.0, and node n0 (127.0.0.2) has {ray}"),
+        ("ray", None, "has Ray None, and node n0 (127.0.0.2) has {ray}"),
+        ("devices", 1, "has visible GPUs 1, and node n0 (127.0.0.2) has {devices}"),
+        ("version", 99, "has protocol 99, and node n0 (127.0.0.2) has {version}"),
+    ],
+)
+def test_a_node_that_differs_in_one_thing_is_a_failed_launch_that_says_which(
+    here: Here, key: str, theirs: Any, said: str
+) -> None:
+    """The first node is real; the second is a fake that joins as nodes do."""
+    here.start(with_gpus(here, 2, 2), 0)
+    alike = {
+        "python": platform.python_version(), "ray": version("ray"), "devices": 2, "version": gangs.VERSION
+    }  # fmt: skip
+    about = {**alike, "rank": 1, "name": "n1", key: theirs}
+    file, until = here.folder / "gang" / "link.json", time.monotonic() + 60
+    member, _ = link.join(file, here.token, "127.0.0.3", about, until, lambda: True)
+    record = here.folder / "gang" / "0.exit.json"
+    wait_for(lambda: member.pump() and record.exists())
+    member.close()
+    ended = json.loads(record.read_text())
+    assert (ended["code"], ended["reason"]) == (None, "launch")
+    assert f"node n1 (127.0.0.3) {said.format(**alike)}" in ended["detail"]
+    assert "training" not in text(here.folder / "log.txt")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_node_that_shows_other_gpus_than_were_reserved_does_not_join(here: Here, rank: int) -> None:
+    ended = run(here, with_gpus(here, *(1 if rank == r else 2 for r in (0, 1)), join_s=3))
+    assert (ended.code, ended.reason) == (None, "launch")
+    assert f"n{rank}" in ended.detail
+    own = json.loads(text(here.folder / "gang" / f"{rank}.exit.json"))
+    assert own["reason"] == "launch"
+    assert own["detail"] == f"n{rank} shows 1 GPUs, and 2 were reserved there"
+    assert not text(here.folder / "log.txt")  # no trainer
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -10,6 +10,7 @@ import gzip
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -98,6 +99,19 @@ def test_golden(name: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     assert text == path.read_text(), "if this is meant: SWEEPER_UPDATE_GOLDEN=1 pytest tests/clusters/test_kuberay.py"
+
+
+def test_the_entrypoints_script_is_as_on_record_and_shellcheck_finds_nothing() -> None:
+    folder = Path("/store/lr search/trials/000/attempt-1")
+    listen = ["python3", "-I", "-S", "/store/lr search/gang-0123/listen.py", str(folder), "0"]
+    command = ["python3", "-I", "-S", "/store/lr search/gang-0123/node.py", "run", str(folder), "0"]
+    text, path = rayjob.entry(listen, command, folder / "gang"), GOLDEN / "entry.sh"
+    if os.environ.get("SWEEPER_UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text()
+    if checker := shutil.which("shellcheck"):
+        done = subprocess.run([checker, str(path)], capture_output=True, text=True, check=False)
+        assert done.stdout == ""
 
 
 def schema() -> Any:
