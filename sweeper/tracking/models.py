@@ -1,7 +1,8 @@
 """Checkpoints as MLflow's logged models, and the best of a sweep in its model registry.
 
 Guarantees: every call may be repeated: a model is found again by its run, step and digest, a version by its run, step
-and digest too; a model is READY when all of it is there. The checkpoint itself stays where it is: it has gigabytes. The
+and digest too; a model is READY when all of it is there; it is linked to the run's training data, and to its validation
+data where its step was validated. The checkpoint itself stays where it is: it has gigabytes. The
 model holds `checkpoint.json`, which says where it is and what its content must be.
 
 Two traps of MLflow 3.17: `log_outputs` and `log_model_params` add a second row when they are repeated (store/tracking/
@@ -12,6 +13,7 @@ that is open (store/model_registry/sqlalchemy_store.py `create_model_version`): 
 from __future__ import annotations
 
 import json
+import math
 import re
 import tempfile
 from collections.abc import Mapping
@@ -25,6 +27,10 @@ KIND = "checkpoint"
 REFERENCE = "checkpoint.json"
 SCORE = "score"
 """The metric that a checkpoint has from the validation of its step."""
+REWARD = "reward"
+"""The metric that it has from the training data: of its step, or the latest before it."""
+TRAINED = "trained_steps"
+"""What it has where no reward was measured by then: MLflow links a model and a dataset by a metric alone."""
 BEST = "best"
 
 
@@ -36,13 +42,13 @@ class Models:
         self._client, self._experiment = client, experiment
 
     def log(self, run: str, record: lineage.Record) -> None:
-        """Every checkpoint of a record: a model of the run, made once, with the score of its step."""
+        """Every checkpoint of a record: a model of the run, made once, with its score and reward on the run's data."""
         if not record["checkpoints"]:
             return
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
         known = self.of(run)
-        scores = {m.step: m for m in self._client.get_metric_history(run, SCORE)}
+        scores, rewards = self._history(run, SCORE), self._history(run, REWARD)
         for checkpoint in record["checkpoints"]:
             step, digest = int(checkpoint["step"]), str(checkpoint["digest"])
             model = known.get((step, digest)) or self._make(run, record, checkpoint)
@@ -53,8 +59,9 @@ class Models:
                 reference = Path(folder) / REFERENCE
                 reference.write_text(json.dumps(_reference(record, checkpoint), indent=2) + "\n")
                 self._client.log_model_artifact(model.model_id, str(reference))
+            self._measured(run, model, self._training(step, rewards, model), record, "train")
             if step in scores:
-                self._score(run, model, scores[step], record)
+                self._measured(run, model, scores[step], record, "val")
             self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
         linked = {o.model_id for o in self._client.get_run(run).outputs.model_outputs}
         new = [LoggedModelOutput(m.model_id, step) for (step, _), m in known.items() if m.model_id not in linked]
@@ -158,16 +165,29 @@ class Models:
             model_type=KIND,
         )
 
-    def _score(self, run: str, model: Any, score: Any, record: lineage.Record) -> None:
-        """The run's own value, said of the model and the data: the same time, so that the run has it once."""
+    def _history(self, run: str, name: str) -> dict[int, Any]:
+        """A metric of the run by step; without NaN, which MLflow would call 0 when it is said of a model."""
+        return {m.step: m for m in self._client.get_metric_history(run, name) if not math.isnan(m.value)}
+
+    def _training(self, step: int, rewards: Mapping[int, Any], model: Any) -> Any:
+        """What a checkpoint says of the training data."""
         from mlflow.entities import Metric
 
-        data = next((d for d in lineage.datasets(record) if d.role == "val"), None)
+        known = [at for at in rewards if at <= step]
+        # The time of the model's making, so that it is the same when it is said again.
+        return rewards[max(known)] if known else Metric(TRAINED, step, model.creation_timestamp, step)
+
+    def _measured(self, run: str, model: Any, measured: Any, record: lineage.Record, role: str) -> None:
+        """The run's own value, said of the model and the data: the same time, so that the run has it once. Of several
+        files of one role it is the first: MLflow takes one dataset a metric."""
+        from mlflow.entities import Metric
+
+        data = next((d for d in lineage.datasets(record) if d.role == role), None)
         metric = Metric(
-            SCORE,
-            score.value,
-            score.timestamp,
-            score.step,
+            measured.key,
+            measured.value,
+            measured.timestamp,
+            measured.step,
             model_id=model.model_id,
             dataset_name=data.name if data else None,
             dataset_digest=data.digest if data else None,

@@ -99,10 +99,9 @@ def read_back(uri: str, folder: Path) -> None:
     assert str(last.status) == "READY"
     assert last.tags["sweeper.digest"] == last.params["digest"] == sha("000 4")
     assert last.tags["sweeper.path"] == str(folder / "trials" / "000" / "checkpoints" / "global_step_4")
-    (metric,) = last.metrics
-    assert (metric.key, metric.value, metric.step) == ("score", 0.5, 4)
-    assert (metric.dataset_name, metric.dataset_digest) == ("arithmetic-val", sha("val")[:36])
-    assert not by_step[2].metrics, "no score was measured at that step"
+    trained, validated = ("arithmetic-train", sha("train")[:36]), ("arithmetic-val", sha("val")[:36])
+    assert measured(last) == {("reward", 0.4, 4, *trained), ("score", 0.5, 4, *validated)}
+    assert measured(by_step[2]) == {("reward", 0.2, 2, *trained)}, "no score was measured at that step"
     version = reader.get_model_version_by_alias("proj", "best")
     assert version.version == reader.get_model_version_by_alias("proj", f"sweep-{folder.name}").version
     assert (version.run_id, version.tags["sweeper.trial"]) == (run.info.run_id, "000")
@@ -112,6 +111,28 @@ def read_back(uri: str, folder: Path) -> None:
     assert version.tags["sweeper.step"] == "4"
     reference = Path(reader.download_artifacts(run.info.run_id, "lineage.json"))
     assert json.loads(reference.read_text())["kind"] == document.KIND
+
+
+def measured(model: Any) -> set[tuple[Any, ...]]:
+    """What a model says of which data."""
+    return {(m.key, m.value, m.step, m.dataset_name, m.dataset_digest) for m in model.metrics}
+
+
+def test_a_model_is_linked_to_the_training_data_whatever_was_measured(uri: str, tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "runs" / "s1", uri)
+    nan = float("nan")
+    for trial, values in (
+        ("000", {1: {}, 2: {"reward": nan, "score": nan}, 3: {}}),  # MLflow would have 0 of the model
+        ("001", {3: {}}),
+    ):
+        here = sweep.start(trial, record=True)
+        for step, said in values.items():
+            sweep.step(here, step, **said)
+        sweep.end(here, steps=[2])
+    assert sweep.tracker.close(600), sweep.warnings
+    trained = ("arithmetic-train", sha("train")[:36])
+    found = {m.tags["sweeper.trial"]: measured(m) for m in models(uri)}
+    assert found == {"000": {("reward", 0.1, 1, *trained)}, "001": {("trained_steps", 2.0, 2, *trained)}}
 
 
 def test_a_record_is_found_where_mlflow_looks_and_only_once(uri: str, tmp_path: Path) -> None:
