@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,18 @@ def test_two_trials_over_two_hosts_outlive_the_controller_and_one_a_lost_node(tm
         assert sorted(steps(whole, "000", 1)) == list(range(1, STEPS + 1))
 
 
+def answer(url: str) -> int | None:
+    """The status that is answered; None: the connection is refused."""
+    try:
+        with urllib.request.urlopen(url, timeout=30) as said:
+            return int(said.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except urllib.error.URLError as error:
+        assert isinstance(error.reason, ConnectionRefusedError), error
+        return None
+
+
 def test_a_shared_ray_cluster_comes_up_is_guarded_and_goes_down(tmp_path: Path) -> None:
     with sshd.serving(tmp_path / "sshd") as servers:
         (folder := tmp_path / "work").mkdir()
@@ -127,6 +141,10 @@ def test_a_shared_ray_cluster_comes_up_is_guarded_and_goes_down(tmp_path: Path) 
             except OSError:
                 continue
         assert re.search(r"ssh -N -L 28365:127\.0\.0\.1:28365 .*127\.0\.0\.2", made.stdout)
+        # The dashboard is on the first host's loopback alone, and says nothing of the cluster without the token.
+        assert wait_for(lambda: answer("http://127.0.0.1:28365/"), 120) == 200
+        assert answer("http://127.0.0.1:28365/api/version") == 401
+        assert [answer(f"http://127.0.0.{n}:28365/") for n in (2, 3)] == [None, None]
         again = sweeper(folder, *up)
         assert again.returncode == 2
         assert "sweeper cluster down two" in again.stderr
