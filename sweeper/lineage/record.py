@@ -9,6 +9,7 @@ ends a sweep; with `lineage.strict` a tree that differs from its commit ends it 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import socket
@@ -31,6 +32,8 @@ from sweeper.trial.spec import Trial
 
 PATCHES = "patches"
 """Folder of a sweep: each patch once, by its hash; the attempts have links to it."""
+GANG = "gang"
+"""Folder of an attempt: what its nodes have written."""
 _NOT_TRAINED_ON = ("test",)
 """Roles that a trial's result does not depend on."""
 
@@ -139,6 +142,7 @@ class Recorder:
                 found["environment"]["image"] = image
             found["times"] |= {"started": now(started) if started else found["times"]["started"], "ended": now(ended)}
             found["checkpoints"] = _checkpoints(checkpoints, folder.number)
+            found["hosts"] = _hosts(folder.path) or found["hosts"]
             document.write(folder.path, found)
         except Exception as error:  # as above
             self._warn(f"the lineage record of {folder.path} was not completed: {_line(error)}")
@@ -370,6 +374,24 @@ def _checkpoints(checkpoints: Path, attempt: int) -> list[dict[str, Any]]:
         for m in manifest.listed(checkpoints)
         if m.attempt == attempt
     ]
+
+
+def _hosts(attempt: Path) -> list[str]:
+    """The machines that an attempt's nodes ran on, by rank, each once: what a node wrote of itself (clusters/gang/node.py),
+    else what its launcher called it. Empty where nothing says: it ran where its controller did.
+    """
+    try:
+        nodes = json.loads((attempt / GANG / "gang.json").read_text(encoding="utf-8"))["nodes"]
+        called = {rank: str(node["name"]) for rank, node in enumerate(nodes)}
+    except (OSError, ValueError, LookupError, TypeError):
+        called = {}
+    for path in (attempt / GANG).glob("[0-9]*.json"):
+        if path.stem.isdigit():
+            try:
+                called[int(path.stem)] = str(json.loads(path.read_text(encoding="utf-8"))["host"])
+            except (OSError, ValueError, LookupError, TypeError):
+                continue
+    return list(dict.fromkeys(name for _, name in sorted(called.items()) if name))
 
 
 def _masked(identity: Mapping[str, Any]) -> dict[str, Any]:

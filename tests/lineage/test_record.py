@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -404,6 +405,42 @@ def test_the_checkpoints_of_an_attempt_are_its_own(tmp_path: Path, repo: Path) -
     listed = bench.record()["checkpoints"]
     assert [(c["step"], c["files"], c["bytes"]) for c in listed] == [(2, 1, 1), (4, 1, 1)]
     assert listed[0]["path"] == str(checkpoints / "global_step_2")
+
+
+def fake_gang(attempt: Path, names: list[str], told: dict[int, dict[str, Any]]) -> None:
+    """What a gang's launcher and nodes leave in an attempt's folder (clusters/gangs.py, clusters/gang/node.py)."""
+    (attempt / "gang").mkdir(parents=True, exist_ok=True)
+    nodes = [{"name": name, "address": "10.0.0.1"} for name in names]
+    (attempt / "gang/gang.json").write_text(json.dumps({"version": 1, "nodes": nodes}))
+    for rank, about in told.items():
+        (attempt / f"gang/{rank}.json").write_text(json.dumps(about))
+        (attempt / f"gang/{rank}.exit.json").write_text(json.dumps({"code": 0, "reason": "exit"}))
+    (attempt / "gang/link.json").write_text(json.dumps({"host": "10.0.0.1", "port": 1}))
+
+
+@pytest.mark.parametrize(
+    ("names", "told", "hosts"),
+    [
+        (["", "", ""], {0: {"host": "node07"}, 1: {"host": "node03"}, 2: {"host": "node07"}}, ["node07", "node03"]),
+        (["a", "b"], {1: {"host": "b.example.org"}}, ["a", "b.example.org"]),
+        (["a", "b"], {}, ["a", "b"]),
+        (["", ""], {0: {"boot": "x"}}, None),
+        ([f"n{i}" for i in range(11)], {10: {"host": "last"}}, [*(f"n{i}" for i in range(10)), "last"]),
+    ],
+)
+def test_the_hosts_are_those_of_the_gang(
+    tmp_path: Path, repo: Path, names: list[str], told: dict[int, dict[str, Any]], hosts: list[str] | None
+) -> None:
+    """Not that of the controller, which may be a login node."""
+
+    class Gangs(LookingCluster):
+        def start(self, job: Job, folder: Path, nodes: tuple[int, ...]) -> Any:
+            fake_gang(folder, names, told)
+            return super().start(job, folder, nodes)
+
+    bench = Bench(tmp_path / "runs", [fake_trial(0)], repo, cluster=Gangs(2))
+    bench.run()
+    assert bench.record()["hosts"] == (hosts or [socket.gethostname()])
 
 
 # --- ends that are none ---
