@@ -285,7 +285,7 @@ def _arm_search(plan: Plan, number: int, engine: Engine, folder: SweepFolder, mo
 
 def _refuse(plan: Plan, arm: ArmPlan) -> Refuse:
     """What cannot run. Of a grid all points were checked already; those that are planned can run."""
-    if plan.search.samples:
+    if plan.search.samples or arm.planned:
         return arm.refuse
     if plan.search.sampler == "none":
         return lambda _params: ""
@@ -333,7 +333,7 @@ def _settings(plan: Plan) -> Settings:
         final_seeds=plan.search.final_seeds,
         keep=Keep.of(config),
         known=not plan.search.samples,
-        mixed=len(sizes) > 1,
+        mixed=len(sizes) > 1 or any(arm.planned for arm in plan.arms),  # then it is not known
         never_reused=frozenset(
             [
                 *(arm.id for arm in plan.arms if _placement_dims(arm)),
@@ -451,12 +451,7 @@ def _steps(started: Mapping[str, Any], engine: Engine) -> Any:
 
 
 def _extended(ledger: Ledger, plan: Plan) -> bool:
-    return _asked(_requests(ledger)[-1].get("overrides") or ()) != _asked(plan.overrides)
-
-
-def _asked(overrides: Sequence[str]) -> list[str]:
-    """What of a request says what the sweep is, and not where it is or how it is shown."""
-    return sorted(o for o in overrides if o.split("=")[0] not in ("name", "store", "output"))
+    return request.asked(_requests(ledger)[-1].get("overrides") or ()) != request.asked(plan.overrides)
 
 
 def _extend(ledger: Ledger, plan: Plan, engine: Engine) -> None:
