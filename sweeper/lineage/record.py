@@ -377,8 +377,8 @@ def _checkpoints(checkpoints: Path, attempt: int) -> list[dict[str, Any]]:
 
 
 def _hosts(attempt: Path) -> list[str]:
-    """The machines that an attempt's nodes ran on, by rank, each once: what a node wrote of itself (clusters/gang/node.py),
-    else what its launcher called it. Empty where nothing says: it ran where its controller did.
+    """The machines that an attempt's nodes ran on, by rank, each once: what a node wrote of itself (gang/node.py of the
+    clusters), else what its launcher called it. Empty where nothing says: it ran where its controller did.
     """
     try:
         nodes = json.loads((attempt / GANG / "gang.json").read_text(encoding="utf-8"))["nodes"]

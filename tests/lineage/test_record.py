@@ -606,6 +606,19 @@ def test_other_content_under_the_same_name_is_not_reused(tmp_path: Path, repo: P
     assert third.cluster.started == ["000"], "the first that finished is asked, not every one"
 
 
+def test_another_tool_config_is_not_reused(tmp_path: Path, repo: Path, data: Path) -> None:
+    """What decides a result beside rows, reward and weights is looked at too."""
+    trial = data_trial(data)
+    trial.config["data"]["tool_config_path"] = str(data / "tools.yaml")
+    (data / "tools.yaml").write_text("tools: []\n")
+    Bench(tmp_path / "runs", [trial], repo, name="first").run()
+    (data / "tools.yaml").write_text("tools: [x]\n")
+    second = Bench(tmp_path / "runs", [trial], repo, name="second")
+    second.run()
+    assert second.cluster.started == ["000"]
+    assert "the content of its file input has changed" in second.warnings[0]
+
+
 def test_another_version_of_the_engine_is_not_reused(
     tmp_path: Path, repo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
