@@ -162,7 +162,7 @@ def _others(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if _WRITTEN.search(name) or _CODE.search(text) or text.startswith("pkg://") or text == "/":
             continue
         said = _PATH.search(name) is not None
-        if not key.startswith(off) and is_identity(key, placement) and (said or Path(_absolute(text)).exists()):
+        if not key.startswith(off) and is_identity(key, placement) and (said or _is_there(_absolute(text))):
             yield key, text
 
 
@@ -190,7 +190,18 @@ def _role(key: str) -> str:
 
 def _absolute(named: str) -> str:
     named = named.removeprefix(_FILE)
-    return named if "://" in named else str(Path(named).expanduser().absolute())
+    try:
+        return named if "://" in named else str(Path(named).expanduser().absolute())
+    except RuntimeError:  # ~nobody
+        return named
+
+
+def _is_there(path: str) -> bool:
+    try:
+        Path(path).stat()
+    except (OSError, ValueError):  # a text that is no path: too long, a zero byte
+        return False
+    return True
 
 
 def _row(role: str, path: str) -> dict[str, Any]:

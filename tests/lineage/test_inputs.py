@@ -158,6 +158,19 @@ def test_a_file_is_listed_once_however_it_is_named(
     assert len(inputs.of(files, hashes)) == 5
 
 
+def test_any_text_may_stand_in_a_config(files: dict[str, Any], hashes: Hashes) -> None:
+    before = inputs.of(files, hashes)
+    for key, text in (
+        ("template", "{% if a/b %}" * 1000),
+        ("zero", "a/\0"),
+        ("user", "~nobody-here/x"),
+        ("url", "a://b/c"),
+    ):
+        put(files, f"environment.{key}", text)
+    put(files, "environment.list", [["a/b"], {"c": "d/e"}, None, 1.5, "/"])
+    assert inputs.of(files, hashes) == before
+
+
 def test_a_path_that_is_not_there_is_said_and_ends_no_reproduction(files: dict[str, Any], hashes: Hashes) -> None:
     put(files, "data.tool_config_path", "/nowhere/tools.yaml")
     said: list[str] = []
