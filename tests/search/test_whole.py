@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import events, run, scripted
+import scripted as scripted_module
+from scripted import REQUEST, events, run, scripted
 
 from sweeper.cli.main import main
+from sweeper.config.compose import Composer
 
 __all__ = ["scripted"]
 
@@ -57,3 +59,25 @@ def test_arms_that_differ_in_placement_only_are_all_run_where_their_trial_is_kno
     assert f"placement {TOKENS}=8192: 8,192 tokens/s over 1 candidate, 2.00 x that of {TOKENS}=4096; score " in said
     run(tmp_path, "again", f"{TOKENS}=8192")
     assert [e.data["sweep"] for e in events(tmp_path, "again", "trial_reused")] == ["before"], "nothing is compared"
+
+
+def test_a_grid_is_gone_on_with_from_its_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = scripted_module.TRAINER + "    raise SystemExit(lr == 1e-4)\n"
+    request = ["search=grid", "lr=choice(1e-5,1e-4,1e-3)", "kl=choice(0,1e-3)", "failures.retries=0"]
+    with monkeypatch.context() as while_broken:
+        while_broken.setattr(scripted_module, "TRAINER", broken)
+        assert main(["run", *REQUEST, *request, f"store={tmp_path}", "name=s"]) == 1
+    composed: list[Any] = []
+    compose = Composer.compose
+    monkeypatch.setattr(Composer, "compose", lambda self, point: composed.append(point) or compose(self, point))
+    capsys.readouterr()
+    assert main(["resume", "s", "--store", str(tmp_path)]) == 0
+    again = [e.trial for e in events(tmp_path, "s", "attempt_started")][6:]
+    assert again == ["002", "003"], "those that had failed, and no other"
+    values = {(point.varied.get("lr"), point.varied.get("kl")) for point in composed}
+    assert (1e-4, 1e-3) in values
+    assert (1e-3, 1e-3) not in values, "what has finished is not planned again"
+    assert main(["status", "s", "--store", str(tmp_path)]) == 0
+    assert "s: 6 finished" in capsys.readouterr().out
