@@ -175,7 +175,7 @@ CAUSES: Mapping[str, Cause] = {
         "the training left the numbers: a loss, gradient, entropy, KL or reward is NaN or infinite",
         ("sweeper plot {sweep}   where the gradient's norm or the KL began to grow",),
     ),
-    "kl-blow-up": Cause("the updates threw the policy far from itself"),
+    "kl-blow-up": Cause("the updates threw the policy far from itself, or it left its reference"),
     "entropy-collapse": Cause("the policy says one thing only: it no longer explores"),
     "entropy-blow-up": Cause("the policy says anything: its entropy has grown many times"),
     "no-reward-variance": Cause(
