@@ -17,8 +17,6 @@ import launch
 
 pytestmark = pytest.mark.real
 
-# In CI, PPO's is shown by test_fork.py, where it passes a torn checkpoint over.
-RESUMED = [a if a == "grpo" else pytest.param(a, marks=pytest.mark.long) for a in ALGORITHMS]
 VARIANTS = ["dapo", "gspo", "dr_grpo", "reinforce_plus_plus_baseline", "opo"]
 
 Trained = dict[str, launch.Run]
@@ -83,7 +81,8 @@ def test_another_seed_is_another_run(trained: Trained, tmp_path: Path) -> None:
     assert other.by_step()[1] != first.by_step()[1]
 
 
-@pytest.mark.parametrize("algorithm", RESUMED)
+@pytest.mark.long  # in CI, GRPO's is shown by test_sweep.py, which interrupts it, and PPO's by test_fork.py
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_resumed_run_is_the_uninterrupted_one(trained: Trained, algorithm: str, tmp_path: Path) -> None:
     first = trained[algorithm]
     resumed = launch.run(
