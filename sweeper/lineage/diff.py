@@ -142,7 +142,7 @@ def leaves(
         x, y = a.get(key, _ABSENT), b.get(key, _ABSENT)
         if x is _ABSENT or y is _ABSENT:
             yield Change(key, _known(x), _known(y))
-        elif _said(x, in_a) != _said(y, in_b):
+        elif canonical(x) != canonical(y) and _said(x, in_a) != _said(y, in_b):
             yield Change(key, x, y)
 
 

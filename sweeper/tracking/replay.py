@@ -16,7 +16,7 @@ from sweeper.tracking.base import measured
 from sweeper.tracking.spool import NAME, Call, Spool
 from sweeper.tracking.store import Point, Store, absolute, reason, shown
 from sweeper.trial.ledger import holder
-from sweeper.trial.records import Tail, read_json
+from sweeper.trial.records import SweepFolder, Tail, read_json
 
 
 @dataclass(slots=True)
@@ -55,7 +55,11 @@ def replay(sweep_folder: Path, uri: str | None) -> str:
     except SweeperError:
         raise
     except Exception as error:
-        raise SweeperError(f"MLflow at {shown(target)} cannot be written: {reason(error)}") from error
+        again = f"sweeper sync {SweepFolder(sweep_folder).typed}"
+        raise SweeperError(
+            f"MLflow at {shown(target)} cannot be written: {reason(error)}\n"
+            f"  try:   {again}   (once it answers: what it has stays, nothing is lost; --uri URI for another store)"
+        ) from error
 
 
 def _send(uri: str, sweep: Call, calls: list[Call], folder: Path) -> str:

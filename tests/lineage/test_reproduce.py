@@ -3,6 +3,7 @@ real record made by its code. Its metrics are written by hand: nothing is traine
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,8 +21,8 @@ from records_fake import fake_parent, fake_run
 from sweeper import cache
 from sweeper.cli.main import main
 from sweeper.errors import RequestError
-from sweeper.lineage import inputs, reproduce
-from sweeper.lineage.find import Found, find
+from sweeper.lineage import diff, inputs, reproduce, tree, verify
+from sweeper.lineage.find import Found, find, load
 from sweeper.lineage.hashes import Hashes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,6 +81,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
+    (source / "sweep.py").write_bytes(MAKE.read_bytes())  # a fake: what is reproduced is not trained
     (source / ".gitignore").write_text("__pycache__/\n")
     git(source.parent, "init", "-q", str(source))
     git(source, "add", "-A")
@@ -96,9 +98,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
     (source / "reward.py").write_text(REWARD)
     typed = ["environment=custom", "environment.train=data/train.jsonl", f"environment.val={data}/val.jsonl"]
     typed += [f"environment.reward={source}/reward.py:score", "responses_per_step=128", "cluster.device=cpu"]
-    typed += ["data.max_prompt_length=64", "data.max_response_length=8", "lr=1e-4", "name=first", "max_concurrent=1"]
+    typed += ["data.max_prompt_length=64", "data.max_response_length=8", "lr=1e-4", "name=s", "max_concurrent=1"]
     done = subprocess.run(
-        [sys.executable, "-P", str(MAKE), str(folder / "runs"), *typed],
+        [sys.executable, "-P", str(source / "sweep.py"), f"store={folder}/runs", *typed],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(source)},
         capture_output=True,
@@ -456,6 +458,328 @@ class TestCode:
         left.with_suffix(".lock").touch()
         with reproduce.planned(run.found()):
             assert not left.exists()
+
+
+def verified(
+    capsys: pytest.CaptureFixture[str], record: Path, tmp_path: Path, *options: str
+) -> tuple[int, dict[str, Any]]:
+    """The exit code of `sweeper verify` and its report, with a store for what it runs."""
+    capsys.readouterr()
+    code = main(["verify", str(record), "--json", "--store", str(tmp_path / "again"), *options])
+    return code, json.loads(capsys.readouterr().out)
+
+
+class TestTheCommands:
+    """All of a reproduction; the recorded code's sweep.py is a fake (make_fake_run.py), so that nothing is trained."""
+
+    def test_reproduce_runs_the_recorded_code_and_says_how_to_compare(
+        self, run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        store = tmp_path / "again"
+        assert main(["reproduce", str(run.record), "--store", str(store), "--name", "twice"]) == 0
+        made = store / "twice/trials/000/attempt-1/lineage.json"
+        assert f"compare  sweeper diff {run.record} {made}" in capfd.readouterr().out
+        again, first = json.loads(made.read_text()), json.loads(run.record.read_text())
+        assert again["fingerprint"] == first["fingerprint"]
+        assert [(p["relation"], p["lineage"]) for p in again["parents"]] == [("reproduces", str(run.record))]
+        assert again["code"]["patch"] == first["code"]["patch"] is not None
+        main(["diff", str(run.record), str(made), "--json"])
+        differs = json.loads(capfd.readouterr().out)["differs"]
+        assert differs == ["placement"], "nothing is probed again, and a reward that lies where it lay is the same"
+
+    def test_reproduce_ends_as_its_sweep_does(self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FAKE_EXIT", "1")
+        assert main(["reproduce", str(run.record), "--store", str(tmp_path / "again")]) == 1
+        assert (tmp_path / "again/again-s-000/trials/000/attempt-1/lineage.json").is_file()
+
+    def test_verify_passes_what_comes_out_the_same_and_keeps_its_report(
+        self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        code, report = verified(capsys, run.record, tmp_path)
+        assert (code, report["verdict"], report["tier"], report["steps"]) == (0, "pass", "exact", 1)
+        kept = tmp_path / "again/again-s-000/verify.json"
+        assert json.loads(kept.read_text())["verdict"] == "pass"
+        # The same pair again, without running anything: the report at another tier stays.
+        made = report["lineage"]
+        assert verified(capsys, run.record, tmp_path, "--against", made, "--tier", "config")[0] == 0
+        assert json.loads(kept.read_text())["tier"] == "exact"
+        kept.unlink()
+        assert verified(capsys, run.record, tmp_path, "--against", made, "--tier", "config")[0] == 0
+        assert json.loads(kept.read_text())["tier"] == "config"
+
+    def test_verify_fails_what_comes_out_otherwise(
+        self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("FAKE_LOSS", "0.25")
+        code, report = verified(capsys, run.record, tmp_path)
+        assert (code, report["verdict"]) == (1, "fail")
+        assert report["first"] == {"step": 1, "metric": "actor/loss", "a": 0.5, "b": 0.25}
+
+    def test_verify_judges_a_score_by_runs_of_other_seeds(
+        self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        code, report = verified(capsys, run.record, tmp_path, "--tier", "statistical", "--seeds", "3")
+        assert (code, report["verdict"], len(report["scores"])) == (0, "pass", 3)
+
+    def test_another_environment_is_judged_only_where_that_is_asked_for(
+        self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def other(document: dict[str, Any]) -> None:
+            document["environment"]["packages"] |= {"torch": "1.0.0", "numpy": "1.0.0"}
+
+        record = altered(run, tmp_path, other).path
+        (record.parent / "metrics.jsonl").write_bytes((run.record.parent / "metrics.jsonl").read_bytes())
+        code, report = verified(capsys, record, tmp_path)
+        assert (code, report["verdict"]) == (2, "unjudged")
+        assert (
+            report["why"].startswith("environment.packages.torch: ") and "--allow-env" in report["problems"][0]["fix"]
+        )
+        assert not (tmp_path / "again").exists(), "nothing was run"
+        code, report = verified(capsys, record, tmp_path, "--allow-env")
+        assert (code, report["verdict"]) == (0, "pass")
+        command = f"{sys.executable} -m pip install numpy==1.0.0 torch==1.0.0"
+        assert any(command in line for line in report["notes"]), "how the recorded versions come back"
+        assert any("environment.packages.numpy" in line for line in report["notes"])
+
+    def test_with_the_code_of_this_checkout_what_differs_is_named(
+        self,
+        run: Run,
+        tmp_path: Path,
+        capfd: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        ours = tmp_path / "ours"
+        shutil.copytree(run.source, ours, ignore=shutil.ignore_patterns("__pycache__"))
+        (ours / "conf/config.yaml").write_text(git(run.source, "show", f"{run.commit}:conf/config.yaml") + "\n")
+        with (ours / "sweeper/cache.py").open("a") as file:
+            file.write("# one more byte\n")
+        monkeypatch.setattr(tree, "OURS", ours)
+        expected = ["M conf/algorithm/grpo.yaml", "M sweeper/cache.py", "D sweeper/untracked.py"]
+        for tier in ("config", "exact"):
+            code, report = verified(capfd, run.record, tmp_path, "--here", "--tier", tier)
+            assert (code, report["verdict"], report["code"]) == (0, "pass", expected)
+            assert report["why"].startswith(f"by other code than was recorded ({', '.join(expected)}): ")
+        made = json.loads(Path(report["lineage"]).read_text())
+        assert made["code"]["root"] == str(ours), "it was run by it"
+        assert main(["reproduce", str(run.record), "--here", "--store", str(tmp_path / "third")]) == 0
+        assert f"code: {ours} is not the recorded one: {', '.join(expected)}" in capfd.readouterr().out
+
+
+class TestAVerdictWithoutARun:
+    """What shows that a record is untrue fails; what cannot be looked at does not."""
+
+    def verdict(
+        self, capsys: pytest.CaptureFixture[str], record: Path, tmp_path: Path, *options: str
+    ) -> tuple[int, str, str]:
+        """Exit code, verdict and the field of the first problem; the message begins with it, in JSON and in text."""
+        code, report = verified(capsys, record, tmp_path, *options)
+        problem = report["problems"][0]
+        assert report["why"] == problem["what"] and problem["fix"], "every one has a next command"
+        assert problem["what"].startswith((f"{problem['key']}: ", str(record))), problem
+        assert main(["verify", str(record), "--store", str(tmp_path / "again"), *options]) == code
+        assert capsys.readouterr().out.startswith(f"{report['verdict'].upper()}  s/000/1 at tier {report['tier']}: ")
+        assert not (tmp_path / "again").exists(), "nothing was run"
+        return code, report["verdict"], problem["key"]
+
+    @pytest.mark.parametrize("tier", ["config", "exact"])
+    def test_an_altered_config_fails(
+        self, run: Run, tmp_path: Path, tier: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def other(document: dict[str, Any]) -> None:
+            document["overrides"] = ["lr=2e-4" if line == "lr=1e-4" else line for line in document["overrides"]]
+
+        record = altered(run, tmp_path, other).path
+        said = self.verdict(capsys, record, tmp_path, "--tier", tier)
+        assert said == (1, "fail", "identity.actor_rollout_ref.actor.optim.lr")
+
+    def test_where_another_engine_may_compose_it_otherwise_it_is_unjudged(
+        self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def other(document: dict[str, Any]) -> None:
+            document["overrides"] = ["lr=2e-4" if line == "lr=1e-4" else line for line in document["overrides"]]
+            document["environment"]["engine"]["version"] = "0.0.1"
+
+        code, report = verified(capsys, altered(run, tmp_path, other).path, tmp_path, "--tier", "config")
+        assert (code, report["verdict"]) == (2, "unjudged") and "by another engine version" in report["why"]
+
+    def test_a_record_that_contradicts_itself_fails(
+        self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        record = altered(run, tmp_path, lambda document: document["seeds"].update({"data.seed": 7})).path
+        assert self.verdict(capsys, record, tmp_path, "--tier", "config") == (1, "fail", "seeds.data.seed")
+
+    def test_altered_data_fails_and_data_that_is_gone_does_not(
+        self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        file = run.folder / "data/train.jsonl"
+        content = file.read_bytes()
+        try:
+            file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+            assert self.verdict(capsys, run.record, tmp_path, "--tier", "config") == (1, "fail", "inputs.train")
+            file.unlink()
+            assert self.verdict(capsys, run.record, tmp_path, "--tier", "exact") == (2, "unjudged", "inputs.train")
+        finally:
+            file.write_bytes(content)
+
+    def test_data_that_dvc_may_still_have_is_not_called_altered(
+        self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def other(document: dict[str, Any]) -> None:
+            row = next(r for r in document["inputs"] if r["role"] == "val")
+            row |= {"sha256": "1" * 64, "dvc": {"path": f"{row['path']}.dvc", "md5": "1" * 32}}
+
+        record = altered(run, tmp_path, other).path
+        assert self.verdict(capsys, record, tmp_path, "--tier", "config") == (2, "unjudged", "inputs.val")
+
+    def test_an_input_without_a_hash_is_no_pass(
+        self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def other(document: dict[str, Any]) -> None:
+            next(r for r in document["inputs"] if r["role"] == "train")["sha256"] = None
+
+        code, report = verified(capsys, altered(run, tmp_path, other).path, tmp_path, "--tier", "config")
+        assert (code, report["verdict"]) == (2, "unjudged")
+        assert f"1 of 4 inputs cannot be compared: inputs.train: {run.folder}/data/train.jsonl" in report["why"]
+
+    def test_altered_code_fails_and_its_files_are_named(
+        self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The record has another patch than the one that ran, which a checkout still has."""
+        with reproduce.planned(run.found()) as plan:
+            ours = shutil.copytree(plan.code, tmp_path / "ours", ignore=shutil.ignore_patterns(".git", "__pycache__"))
+        record = altered(run, tmp_path, lambda document: None).path
+        patch = record.with_name("code.patch")
+        patch.write_bytes(patch.read_bytes().replace(b"+X = 1", b"+X = 2"))
+        said = self.verdict(capsys, record, tmp_path, "--tier", "config")
+        assert said == (1, "fail", "code.patch")
+        document = json.loads(record.read_text())
+        document["code"]["patch"]["sha256"] = hashlib.sha256(patch.read_bytes()).hexdigest()
+        record.write_text(json.dumps(document))
+        assert self.verdict(capsys, record, tmp_path, "--tier", "config") == (1, "fail", "code.package_sha256")
+        monkeypatch.setattr(tree, "OURS", ours)
+        _, report = verified(capsys, record, tmp_path, "--tier", "config")
+        assert "other files: M sweeper/untracked.py" in report["why"]
+
+    def test_where_the_record_lacks_sources_other_ones_are_unjudged(
+        self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def other(document: dict[str, Any]) -> None:
+            document["code"]["package_sha256"] = "1" * 64
+            document["code"]["left_out"] = [{"path": "sweeper/secrets.yaml", "bytes": 9, "why": "secret"}]
+
+        record = altered(run, tmp_path, other).path
+        assert self.verdict(capsys, record, tmp_path, "--tier", "config") == (2, "unjudged", "code.package_sha256")
+
+    @pytest.mark.parametrize("kept", [True, False])
+    def test_a_patch_that_is_gone_is_unjudged_and_says_where_another_is(
+        self, run: Run, tmp_path: Path, kept: bool, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        place = str(run.record.parent) if kept else "/nowhere/s/trials/000/attempt-1"
+        record = altered(run, tmp_path, lambda document: document["run"].update(folder=place)).path
+        record.with_name("code.patch").unlink()
+        assert self.verdict(capsys, record, tmp_path, "--tier", "config") == (2, "unjudged", "code.patch")
+        _, report = verified(capsys, record, tmp_path, "--tier", "config")
+        fix = report["problems"][0]["fix"]
+        if kept:
+            copy = Path(fix.split()[1])
+            assert fix == f"cp {copy} {record.parent}/code.patch" and copy.parent == run.record.parents[3] / "patches"
+        else:
+            assert "MLflow run id" in fix and "sweeper sync s" in fix and "--here" in fix
+
+    def test_a_commit_that_is_gone_is_unjudged(
+        self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        record = altered(run, tmp_path, lambda document: document["code"].update(commit="d" * 40)).path
+        assert self.verdict(capsys, record, tmp_path) == (2, "unjudged", "code.commit")
+
+
+def test_a_diff_of_code_names_the_files(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bare = altered(run, tmp_path, lambda document: document["code"].update(patch=None)).path
+    capsys.readouterr()
+    assert main(["diff", str(bare), str(run.record), "--json"]) == 1
+    code = {c["what"]: (c["a"], c["b"]) for c in json.loads(capsys.readouterr().out)["code"]}
+    assert {"patch", "conf/algorithm/grpo.yaml", "sweeper/untracked.py", "weights.bin", "reward.py"} == code.keys()
+    assert code["sweeper/untracked.py"][0] is None and None not in code["conf/algorithm/grpo.yaml"]
+    main(["verify", str(bare), "--against", str(run.record), "--tier", "config"])
+    said = capsys.readouterr().out
+    assert said.startswith("PASS") and "A sweeper/untracked.py" in said and "by other code than was recorded" in said
+
+
+class TestImage:
+    """`engine.image`; the container program is a fake that knows one image."""
+
+    NAME = "registry.example/verl:1"
+
+    def record(self, tmp_path: Path, name: str, digest: str, **changes: Any) -> Found:
+        program = tmp_path / "docker"
+        config = {
+            "engine": {"name": "verl", "python": "python3", "env": {}, "image": self.NAME},
+            "cluster": {"kind": "local", "docker": {"program": str(program)}},
+            **changes,
+        }
+        image = f"{self.NAME}@sha256:{digest * 64}" if digest else self.NAME
+        return load(fake_run(tmp_path, name, config=config, environment={"image": image}))
+
+    def here(self, tmp_path: Path, digest: str) -> None:
+        """This machine has the image with that digest."""
+        says = f'sha256:{"e" * 64} ["registry.example/verl@sha256:{digest * 64}"]'
+        program = tmp_path / "docker"
+        program.write_text(f"#!/bin/sh\n[ \"$5\" = {self.NAME} ] && echo '{says}'\n")
+        program.chmod(0o755)
+
+    def differs(self, found: Found, tmp_path: Path) -> list[tuple[Any, Any]]:
+        made = reproduce._environment(found, "python3", tmp_path)
+        return [(c.a, c.b) for c in diff.environment(found.document["environment"], made) if c.what == "image"]
+
+    def test_a_tag_that_was_pulled_anew_is_seen_before_the_run(self, tmp_path: Path) -> None:
+        found = self.record(tmp_path, "s/000", "a")
+        assert not self.differs(found, tmp_path), "without the program it is known once it ran"
+        self.here(tmp_path, "a")
+        assert not self.differs(found, tmp_path)
+        self.here(tmp_path, "b")
+        ((was, now),) = self.differs(found, tmp_path)
+        assert (was, now) == (f"{self.NAME}@sha256:{'a' * 64}", f"{self.NAME}@sha256:{'b' * 64}")
+        remote = self.record(tmp_path, "t/000", "a", cluster={"kind": "ssh"})
+        assert not self.differs(remote, tmp_path), "other hosts have images of their own"
+
+    def test_it_is_refused_in_the_exact_tier_with_the_command_that_brings_it_back(
+        self, run: Run, tmp_path: Path
+    ) -> None:
+        self.here(tmp_path, "b")
+
+        def other(document: dict[str, Any]) -> None:
+            document["config"]["engine"]["image"] = self.NAME
+            document["config"]["cluster"]["docker"] = {"program": str(tmp_path / "docker")}
+            document["environment"]["image"] = f"{self.NAME}@sha256:{'a' * 64}"
+
+        said = refusal(altered(run, tmp_path, other), strict=True)
+        assert "environment.image: image was" in said
+        assert f"docker pull {self.NAME}@sha256:{'a' * 64} && docker tag" in said
+
+    def test_another_one_than_recorded_is_no_pass_after_the_run(self, tmp_path: Path) -> None:
+        found = self.record(tmp_path, "s/000", "a")
+        assert verify.against(found, self.record(tmp_path, "same/000", "a"), "exact").verdict == "pass"
+        for name, digest in (("other/000", "b"), ("unknown/000", "")):
+            report = verify.against(found, self.record(tmp_path, name, digest), "exact")
+            assert (report.verdict, report.code) == ("unjudged", 2)
+            assert report.why.startswith(f"environment.image: {self.NAME}@sha256:{'a' * 64} was recorded, and {name}/1")
+            assert "same to the last bit" in report.why, "what came out is said all the same"
+        before = self.record(tmp_path, "before/000", "")
+        assert not reproduce.other_image(before, found), "without a recorded digest there is nothing to tell by"
+
+    @pytest.mark.parametrize(("options", "code"), [([], 2), (["--allow-env"], 0)])
+    def test_it_is_compared_once_the_run_has_ended(
+        self, tmp_path: Path, options: list[str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    ) -> None:
+        """With the plan and the run left out: neither needs an image."""
+        found, again = self.record(tmp_path, "s/000", "a"), self.record(tmp_path, "again/000", "b")
+        plan = reproduce.Plan(found, tmp_path, (), -1, (), (), ())
+        monkeypatch.setattr(reproduce, "planned", lambda *_, **__: contextlib.nullcontext(plan))
+        monkeypatch.setattr(reproduce, "run", lambda *_, **__: (0, [again]))
+        assert main(["verify", str(found.path), "--tier", "exact", "--store", str(tmp_path / "x"), *options]) == code
+        assert "again/000/1 ran in registry.example/verl:1@sha256:bbb" in capsys.readouterr().out
+        assert main(["reproduce", str(found.path), "--store", str(tmp_path / "x")]) == 0
+        assert "again/000/1 ran in registry.example/verl:1@sha256:bbb" in capsys.readouterr().out
 
 
 class TestRefused:

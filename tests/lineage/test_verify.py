@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from records_fake import CURVE, fake_input, fake_run
+from records_fake import CURVE, fake_input, fake_parent, fake_run
 
 from sweeper.checkpoints import manifest
 from sweeper.cli.main import main
 from sweeper.errors import RequestError
-from sweeper.lineage import verify
+from sweeper.lineage import diff, verify
 from sweeper.lineage.find import Found, load
 
 
@@ -188,6 +188,29 @@ class TestConfig:
         data = run(tmp_path, "u/000", inputs=[fake_input("train", "/data/train.parquet", sha256="1" * 64)])
         assert "train" in verify.same_config(a, data).why
 
+    def test_an_input_that_nobody_hashed_is_no_pass(self, tmp_path: Path) -> None:
+        unhashed = [fake_input("train", "s3://bucket/train.parquet", sha256=None)]
+        a, b = (run(tmp_path, f"{name}/000", inputs=unhashed) for name in ("s", "t"))
+        report = verify.against(a, b, "config")
+        assert (report.verdict, report.code) == ("unjudged", 2) and "s3://bucket/train.parquet" in report.why
+        report = verify.against(a, b, "exact")
+        assert report.verdict == "pass" and "inputs.train: s3://bucket" in report.text(), "the bits are what is judged"
+        assert any("s3://bucket" in note for note in diff.diff(a, b).notes)
+        odd = [fake_input("file", "/nowhere/x", sha256=None)]
+        a, b = (run(tmp_path, f"{name}/000", inputs=odd) for name in ("u", "v"))
+        assert verify.against(a, b, "config").verdict == "pass", "what only sounds like a file is none"
+
+    def test_a_path_that_names_the_same_content_is_the_same(self, tmp_path: Path) -> None:
+        def at(name: str, place: str, **changes: Any) -> Found:
+            inputs = [fake_input("train", f"{place}/train.parquet", **changes)]
+            config, identity = {"data": {"train": f"{place}/train.parquet"}}, {"data.train": f"{place}/train.parquet"}
+            return run(tmp_path, name, inputs=inputs, config=config, identity=identity, fingerprint=place * 8)
+
+        a = at("s/000", "/here")
+        report = verify.against(a, at("t/000", "/there"), "config")
+        assert report.verdict == "pass" and "but for the paths in data.train" in report.why
+        assert verify.against(a, at("u/000", "/there", sha256="1" * 64), "config").verdict == "fail"
+
 
 class TestCheckpoints:
     def recorded(self, tmp_path: Path) -> tuple[Found, Path]:
@@ -224,6 +247,7 @@ class TestCheckpoints:
             assert main(["verify", str(found.path), "--tier", tier]) == 1
             said = capsys.readouterr().out
             assert said.startswith("FAIL") and "actor/model.pt" in said
+            assert f"try:   sweeper reproduce {found.path}" in said
         fake_run(tmp_path, "t/000")
         assert main(["verify", str(found.path), "--against", "t/000", "--store", str(tmp_path)]) == 1
         assert "actor/model.pt" in capsys.readouterr().out
@@ -263,6 +287,53 @@ class TestTheCommand:
         assert verify.against(a, run(tmp_path, "u/000"), "config").verdict == "pass"
         report = verify.against(a, b, "config")
         assert report.verdict == "fail" and report.why.startswith("seed")
+
+    @pytest.mark.parametrize("tier", ["config", "exact"])
+    @pytest.mark.parametrize(
+        ("other", "named"),
+        [
+            ({"fingerprint": "e" * 64, "identity": {"actor.lr": 9.9}}, "identity.actor.lr"),
+            ({"fingerprint": "e" * 64}, "fingerprint"),
+            ({"inputs": [fake_input("train", "/x", sha256="1" * 64)]}, "inputs.train"),
+            ({"seeds": {"seed": 2}}, "seeds.seed"),
+        ],
+    )
+    def test_a_run_of_another_config_or_data_is_a_fail_though_its_bits_are_the_same(
+        self, tmp_path: Path, tier: str, other: dict[str, Any], named: str
+    ) -> None:
+        report = verify.against(run(tmp_path, "s/000"), run(tmp_path, "t/000", **other), tier)
+        assert (report.verdict, report.tier) == ("fail", tier) and report.why == f"{named} differs in t/000/1"
+
+    def test_packages_that_compute_are_named_with_what_brings_them_back(self, tmp_path: Path) -> None:
+        packages = {"numpy": "1.0", "pytest": "8.0", "vllm": "0.1"}
+        a = run(tmp_path, "s/000", environment={"packages": packages})
+        b = run(tmp_path, "t/000", environment={"packages": {"numpy": "2.0", "pytest": "9.0", "ray": "2.1"}})
+        said = verify.against(a, b, "exact").text()
+        assert "environment.packages.numpy, environment.packages.ray, environment.packages.vllm" in said
+        assert "-m pip install numpy==1.0 vllm==0.1" in said and "-m pip uninstall ray" in said
+        c = run(tmp_path, "u/000", environment={"packages": {**packages, "pytest": "9.0"}})
+        assert "pip" not in verify.against(a, c, "exact").text(), "a package that computes nothing is only said"
+        lock = {"file": "uv.lock", "sha256": "1" * 64}
+        d = run(tmp_path, "v/000", environment={"packages": {**packages, "pytest": "9.0"}, "lock": lock})
+        said = verify.against(a, d, "exact").text()
+        assert "environment.lock" in said and "-m pip install pytest==8.0" in said
+
+    def test_code_that_differs_is_named_as_far_as_it_can_be(self, tmp_path: Path) -> None:
+        other = run(tmp_path, "t/000", code={"commit": "d" * 40})
+        report = verify.against(run(tmp_path, "s/000"), other, "exact")
+        assert report.verdict == "pass" and report.why.startswith("by other code than was recorded (code.commit): ")
+        assert "which files of the code differ cannot be told: code.commit: the commit ccc" in report.text()
+
+    def test_a_report_goes_beside_a_run_that_was_made_to_repeat_the_first_and_nowhere_else(
+        self, tmp_path: Path
+    ) -> None:
+        a, b = run(tmp_path, "s/000"), run(tmp_path, "t/000")
+        again = run(tmp_path, "again/000", parents=[fake_parent("reproduces", trial="000", attempt=1)])
+        report = verify.against(a, again, "exact")
+        assert verify.save_beside(report, a, b) is None
+        assert verify.save_beside(report, a, again) == tmp_path / "again"
+        assert json.loads((tmp_path / "again/verify.json").read_text())["verdict"] == "pass"
+        assert not (tmp_path / "t/verify.json").exists()
 
     def test_a_checkpoint_that_is_gone_is_said(self, tmp_path: Path) -> None:
         gone = {"step": 2, "path": str(tmp_path / "gone/global_step_2"), "digest": "0" * 64, "bytes": 1, "files": 1}

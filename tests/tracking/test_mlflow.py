@@ -170,8 +170,9 @@ def test_a_store_that_cannot_be_written_is_said_once_and_synced_later(uri: str, 
     assert "cannot be written" in sweep.warnings[0]
     assert "training goes on" in sweep.warnings[0]
     assert "Traceback" not in sweep.warnings[0]
-    with pytest.raises(SweeperError, match="cannot be written"):
+    with pytest.raises(SweeperError, match="cannot be written") as caught:
         replay(sweep.folder, None)
+    assert "try:   sweeper sync s1" in str(caught.value) and "--uri" in str(caught.value)
     assert "8 steps were missing" in replay(sweep.folder, uri)
     read_back(uri)
     assert "0 steps were missing" in replay(sweep.folder, uri), "again sends nothing"
