@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from sweeper.clusters import slurm
+from sweeper.clusters import gangs, slurm
 from sweeper.clusters.base import Exit
 from sweeper.clusters.gang import slurm_nodes
+from sweeper.clusters.gang.guard import GRACE
 from sweeper.clusters.slurm import commands, each, script, states
 from sweeper.clusters.slurm.allocation import per_node
 from sweeper.clusters.slurm.jobs import submission_environment
 from sweeper.clusters.slurm.settings import Settings, problems
 from sweeper.clusters.slurm.states import State
-from sweeper.engines.base import Gang, Shape
+from sweeper.engines.base import Gang, Job, Shape
 from sweeper.errors import RequestError
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +56,7 @@ def config(**changes: Any) -> dict[str, Any]:
 
 CASES = {
     "two_nodes": lambda: attempt(PLAIN),
-    "one_cpu": lambda: attempt(Settings(lead_s=30), Gang(1, 1, 1), gpus=False, cpus=1),
+    "one_cpu": lambda: attempt(Settings(lead_s=30, grace_s=120), Gang(1, 1, 1), gpus=False, cpus=1),
     "options": lambda: attempt(
         Settings(
             gres="gpu:h100",
@@ -130,6 +134,8 @@ def test_the_config_as_it_is_has_no_problem() -> None:
         ({"slurm__partition": "a b"}, "cluster.slurm.partition=a b", ""),
         ({"slurm__mem_per_node": "lots"}, "cluster.slurm.mem_per_node=lots", ""),
         ({"slurm__lead_s": 0}, "cluster.slurm.lead_s=0", ""),
+        ({"slurm__grace_s": 5}, "cluster.slurm.grace_s=5", ""),
+        ({"slurm__grace_s": 60, "slurm__mode": "allocation"}, "an allocation that is taken back", ""),
         ({"slurm__sbatch": ["--partition=x"]}, "--partition is set by the sweep", "cluster.slurm.partition=..."),
         ({"slurm__sbatch": ["--requeue"]}, "--requeue is set by the sweep", ""),
         ({"slurm__sbatch": 5}, "cluster.slurm.sbatch=5", ""),
@@ -158,6 +164,54 @@ def test_without_slurm_it_is_said_where_to_run_it(monkeypatch: pytest.MonkeyPatc
 def test_what_overrules_a_script_is_not_passed_on() -> None:
     environ = {"SBATCH_EXPORT": "ALL", "SLURM_JOB_ID": "1", "SLURM_CONF": "/x", "HF_TOKEN": "t", "SRUN_DEBUG": "1"}
     assert submission_environment(environ) == {"SLURM_CONF": "/x", "HF_TOKEN": "t"}
+
+
+# -- a job that is taken back
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A node whose program is a child of a shell, as it is one of slurmstepd's, with a minute of notice."""
+    (folder := tmp_path / "attempt-1").mkdir()
+    code = "import time; print('up', flush=True); time.sleep(300)"
+    job = Job(
+        argv=(sys.executable, "-c", code), env={}, inherit=(GRACE,), files={}, gang=Gang(1, 1), python=sys.executable,
+        metrics="metrics.jsonl", total_steps=1, ray=False,
+    )  # fmt: skip
+    gangs.prepare(job, folder, [gangs.Node("n")], shape=Shape("here", "cpu", 1, 1), leases=False, join_s=60)
+    command = shlex.join(gangs.argv(folder, 0, python=sys.executable))
+    begun = f"{command} & echo $! > {tmp_path}/pid; wait"
+    shell = subprocess.Popen(["sh", "-c", begun], env={**os.environ, GRACE: "60"})
+    until(lambda: (folder / "log.txt").exists() and "up" in (folder / "log.txt").read_text())
+    yield shell
+    shell.kill()
+    shell.wait()
+
+
+def until(what: Callable[[], object], timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def test_a_signal_is_the_notice_and_another_the_end(guarded: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    guard, gang = int((tmp_path / "pid").read_text()), tmp_path / "attempt-1" / "gang"
+    os.kill(guard, signal.SIGTERM)
+    until((gang / "taken-back").exists)
+    time.sleep(1)
+    assert not (gang / "0.exit.json").exists()
+    os.kill(guard, signal.SIGTERM)
+    until((gang / "0.exit.json").exists, 5)
+    assert json.loads((gang / "0.exit.json").read_text())["reason"] == "preempted"
+
+
+def test_who_lost_its_parent_has_no_notice(guarded: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    gang = tmp_path / "attempt-1" / "gang"
+    guarded.kill()
+    until((gang / "0.exit.json").exists, 5)
+    assert json.loads((gang / "0.exit.json").read_text())["reason"] == "stopped"
+    assert not (gang / "taken-back").exists()
 
 
 # -- what Slurm says
@@ -211,6 +265,8 @@ RECORD = Exit(1, "exit", "", 5.0)
         (State("FAILED", "NonZeroExitCode"), RECORD, {}, "exit", ""),
         (State("PREEMPTED"), RECORD, {}, "preempted", "was preempted"),  # it fell to the preemption
         (State("PREEMPTED"), Exit(0, "exit", "", 5.0), {}, "exit", ""),  # it had finished
+        (State("COMPLETED"), Exit(1, "preempted", "it ended", 5.0), {}, "preempted", "was preempted; it ended"),
+        (State("COMPLETED"), Exit(1, "preempted", "", 5.0), {"asked": True}, "stopped", ""),
         (State("TIMEOUT", "TimeLimit"), None, {}, "preempted", "time limit (TimeLimit)"),
         (State("TIMEOUT"), Exit(None, "stopped", "", 5.0), {}, "preempted", "time limit"),
         (State("COMPLETED"), Exit(None, "stopped", "", 5.0), {"time_up": True}, "preempted", "near its time limit"),

@@ -261,6 +261,90 @@ def test_a_preempted_job_is_known_as_one(tmp_path: Path, real: slurm_cluster.Slu
     real.wait(lambda: number not in [n for n, _, _ in real.jobs("PENDING,RUNNING,COMPLETING")])
 
 
+# -- a partition with GraceTime
+
+
+@pytest.fixture(scope="module", params=["SIGTERM to the tasks", "the job's own signal"])
+def with_grace(request: pytest.FixtureRequest) -> Iterator[slurm_cluster.Slurm]:
+    """The two ways in which Slurm says that it takes a job back."""
+    more = "" if "tasks" in request.param else "SlurmctldParameters=preempt_send_user_signal\n"
+    with slurm_cluster.running(nodes=2, track="pgid", more=slurm_cluster.GRACE + more) as running:
+        yield running
+
+
+@pytest.fixture
+def patient(with_grace: slurm_cluster.Slurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    monkeypatch.setenv("SLURM_CONF", str(with_grace.conf))
+    yield opened(slurm__partition="patient", slurm__grace_s=slurm_cluster.GRACE_S, slurm__cpus_per_node=8)
+    with_grace.run("scancel", "--user=root")
+    with_grace.wait(lambda: with_grace.idle() == 2)
+
+
+def preempt(slurm: slurm_cluster.Slurm) -> float:
+    """Submit what preempts all; when it was done."""
+    slurm.run("sbatch", "-p", "urgent", "-N2", "-c8", "--wrap=sleep 1", "-o/dev/null")
+    return time.monotonic()
+
+
+SAVES = """
+import os, sys, time
+print("up", flush=True)
+while not os.path.exists(os.environ["SWEEPER_TAKEN_BACK"]): time.sleep(0.1)
+time.sleep(2)
+print("saved", flush=True)
+sys.exit(1)
+"""
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_trainer_that_is_told_saves_and_ends_at_once(
+    nodes: int, patient: Cluster, with_grace: slurm_cluster.Slurm, tmp_path: Path
+) -> None:
+    where = attempt_folder(tmp_path)
+    attempt = launch(patient, fake(SAVES, gang=Gang(nodes, 1)), where, tuple(range(nodes)))
+    until(lambda: says(where, "up"))
+    began = preempt(with_grace)
+    ended = wait(attempt)
+    print(f"over after {time.monotonic() - began:.1f} s: {ended.detail}")
+    assert says(where, "saved"), told(where)
+    assert (ended.reason, "was preempted" in ended.detail) == ("preempted", True)
+    assert time.monotonic() - began < slurm_cluster.GRACE_S - 5
+    assert left_over(tmp_path) == []
+
+
+def test_a_trainer_that_never_saves_is_ended_before_the_grace_is_over(
+    patient: Cluster, with_grace: slurm_cluster.Slurm, tmp_path: Path
+) -> None:
+    where = attempt_folder(tmp_path)
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(300)"
+    attempt = launch(patient, fake(code, gang=Gang(2, 1)), where, (0, 1))
+    until(lambda: says(where, "up"))
+    began = preempt(with_grace)
+    ended = wait(attempt)
+    print(f"over after {time.monotonic() - began:.1f} s: {ended.detail}")
+    assert (ended.reason, "after it was told" in ended.detail) == ("preempted", True)  # its guard ended it, not Slurm
+    assert left_over(tmp_path) == []
+
+
+def test_our_own_stop_is_not_a_notice(patient: Cluster, with_grace: slurm_cluster.Slurm, tmp_path: Path) -> None:
+    """Before a notice, and after one that the trainer does not heed."""
+    for name in ("before", "after"):
+        where = attempt_folder(tmp_path, name)
+        attempt = launch(patient, fake(SLEEPS), where)
+        until(lambda where=where: says(where, "up"))
+        if name == "after":
+            preempt(with_grace)
+            until(lambda where=where: (where / "gang/taken-back").exists())
+        began = time.monotonic()
+        attempt.stop()
+        assert wait(attempt).reason == "stopped"
+        took = time.monotonic() - began
+        print(f"stopped after {took:.1f} s")
+        assert took < 5
+        assert (where / "gang/taken-back").exists() == (name == "after")
+    assert left_over(tmp_path) == []
+
+
 def test_near_the_time_limit_an_attempt_is_ended_and_counts_as_preempted(tmp_path: Path) -> None:
     where = attempt_folder(tmp_path)
     cluster = opened(slurm__time="1", slurm__lead_s=20)

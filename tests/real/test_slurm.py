@@ -110,6 +110,34 @@ def test_at_the_time_limit_a_checkpoint_is_saved_and_a_new_job_goes_on(
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("v1", ["true", "false"])
+def test_a_preempted_job_saves_in_its_grace_and_a_new_one_goes_on(v1: str, tmp_path: Path) -> None:
+    """It is preempted long before the first checkpoint that is due."""
+    store = tmp_path / "runs"
+    patient = slurm_cluster.GRACE.replace(f"={slurm_cluster.GRACE_S}", "=300")
+    with slurm_cluster.running(nodes=2, cpus=16, track="pgid", more=patient) as real:
+        process = sweep(
+            real, store, "cluster.nodes=2", "cluster.slurm.partition=patient", "cluster.slurm.grace_s=300",
+            "trainer.save_freq=10000", "trainer.total_training_steps=10000", "trainer.test_freq=10000",
+            f"trainer.use_v1={v1}",
+        )  # fmt: skip
+        trial = store / "s" / "trials" / "000"
+        until(lambda: len(steps(trial / "attempt-1")) >= 2, process, store)
+        real.run("sbatch", "-p", "urgent", "-N2", "-c16", "--wrap=sleep 1", "-o/dev/null")
+        preempted = time.monotonic()
+        until((trial / "attempt-1" / "exit.json").exists, process, store)
+        print(f"over after {time.monotonic() - preempted:.1f} s")
+        until(lambda: steps(trial / "attempt-2"), process, store)
+        process.terminate()
+        process.wait(60)
+        record = json.loads((trial / "attempt-1" / "exit.json").read_text())
+        assert (record["reason"], "was preempted" in record["detail"]) == ("preempted", True)
+        before, after = steps(trial / "attempt-1"), steps(trial / "attempt-2")
+        assert min(after) == max(before) + 1  # what was saved is the last step that was trained
+    assert left_over(store) == []
+
+
+@pytest.mark.long
 def test_a_node_that_dies_costs_the_steps_since_the_last_checkpoint_and_nothing_else(
     real: slurm_cluster.Slurm, tmp_path: Path
 ) -> None:

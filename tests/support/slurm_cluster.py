@@ -36,6 +36,9 @@ PartitionName=small Nodes=node1 MaxTime=10 MaxNodes=1 State=UP
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10
 PartitionName=spare Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=CANCEL
 """
+GRACE_S = 15
+GRACE = f"PartitionName=patient Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 GraceTime={GRACE_S}\n"
+"""For `Slurm(more=...)`: a partition from which a job is taken back with notice."""
 
 
 def why_not() -> str:
@@ -67,8 +70,13 @@ def free_ports(count: int) -> list[int]:
 class Slurm:
     """A running cluster of nodes node1, node2, ..., at 127.0.0.2, 127.0.0.3, ..."""
 
-    def __init__(self, nodes: int = 2, gpus: int = 8, cpus: int = 8) -> None:
+    def __init__(
+        self, nodes: int = 2, gpus: int = 8, cpus: int = 8, *, track: str = "linuxproc", more: str = ""
+    ) -> None:
+        """`track`: who gets a signal: `linuxproc` all processes of a step, `pgid` its tasks alone, as with `cgroup` (in
+        which two clusters on this machine would meet). `more`: lines of slurm.conf."""
         self.nodes, self.gpus, self.cpus = nodes, gpus, cpus
+        self.track, self.more = track, more
         self.base = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self.base.chmod(0o755)
         self.conf = self.base / "slurm.conf"
@@ -125,7 +133,7 @@ SlurmctldPidFile={base}/run/slurmctld.pid
 SlurmdPidFile={base}/run/slurmd.%n.pid
 SlurmctldLogFile={base}/log/slurmctld.log
 SlurmdLogFile={base}/log/slurmd.%n.log
-ProctrackType=proctrack/linuxproc
+ProctrackType=proctrack/{self.track}
 TaskPlugin=task/none
 SwitchType=switch/none
 MpiDefault=none
@@ -151,7 +159,7 @@ MinJobAge=300
 InactiveLimit=0
 NodeName={nodes} NodeHostname=localhost NodeAddr=127.0.0.[2-{self.nodes + 1}] Port={first}-{last} CPUs={self.cpus} \
 RealMemory=16000 Gres=gpu:{self.gpus} State=UNKNOWN
-{PARTITIONS}""")
+{PARTITIONS}{self.more}""")
         gpus = f"{base}/gpu/nvidia[0-{self.gpus - 1}]"
         (base / "gres.conf").write_text(f"AutoDetect=off\nNodeName={nodes} Name=gpu File={gpus}\n")
 
@@ -253,9 +261,9 @@ def _end(pid: int) -> None:
 
 
 @contextmanager
-def running(nodes: int = 2, gpus: int = 8, cpus: int = 8) -> Iterator[Slurm]:
+def running(nodes: int = 2, gpus: int = 8, cpus: int = 8, **how: str) -> Iterator[Slurm]:
     """A cluster, and nothing of it afterwards."""
-    slurm = Slurm(nodes, gpus, cpus)
+    slurm = Slurm(nodes, gpus, cpus, **how)
     try:
         slurm.start()
         yield slurm

@@ -8,6 +8,9 @@ ends every descendant: SIGTERM, a grace period, SIGKILL, until waitpid says that
 escape by forking, by `setsid` or by outliving its parent, because the guard is its subreaper (prctl(2)). Then the exit
 record is written by rename, the attempt's temp-dir is removed and its ranks are free.
 
+Where a node is taken back with notice (SWEEPER_GRACE_S), SIGTERM is that notice, and so is a byte `p`: the trainer is
+told by a file and may end by itself, until another SIGTERM, or until the time is nearly over. It was `preempted` then.
+
 The guard does not need who started it: the controller may die, and another takes over by the control pipe, a FIFO in
 the temp-dir. It comes with open file descriptors that nobody else keeps, so that the kernel releases with its death
 what they stand for: the control pipe (what was written before we ran is not lost), the lock of the temp-dir (held: the
@@ -45,6 +48,12 @@ DUMP_S, DUMP_EACH_S = 5.0, 1.0
 """What writing stacks may take: all processes together, and one of them."""
 DUMP_LIMIT = 200_000
 """Bytes of one process's stacks: faulthandler writes at most 100 frames of at most 100 threads."""
+GRACE = "SWEEPER_GRACE_S"
+"""Variable: seconds from the notice until the node is taken back; without it there is none."""
+TAKEN_BACK = "SWEEPER_TAKEN_BACK"
+"""Variable of the attempt's processes: the file that is there once the notice came; its folder is the gang's."""
+END_S = 5.0
+"""What is left of the notice when a trainer that has not ended is ended: it has STOP_GRACE_S, the records the rest."""
 TOUCH_S = 3600.0
 """Between two touches of our files: what looks unused for days is removed from /tmp on some machines."""
 LOCK = "lock"
@@ -182,6 +191,11 @@ class Guard:
             signal.signal(signum, lambda *_: None)
         for signum in (signal.SIGINT, signal.SIGHUP):
             signal.signal(signum, signal.SIG_IGN)
+        self.grace_s = float(os.environ.get(GRACE) or 0)
+        self.parent, self.told = os.getppid(), 0.0
+        self.taken_back = record.with_name("taken-back")
+        if self.grace_s:
+            os.environ[TAKEN_BACK] = str(self.taken_back)
         self.report, out = os.pipe2(os.O_CLOEXEC)
         self.agent_code: int | None = None
         self.agent = subprocess.Popen(
@@ -214,9 +228,10 @@ class Guard:
 
     def wait_for_end(self) -> tuple[str, float]:
         """Wait until something ends the attempt. Returns the reason and the grace period in seconds."""
-        touch_at = time.monotonic() + TOUCH_S
+        touch_at, end_at = time.monotonic() + TOUCH_S, float("inf")
         while True:
-            ready, _, _ = select.select([self.control, self.signals], [], [], max(0.0, touch_at - time.monotonic()))
+            timeout_s = max(0.0, min(touch_at, end_at) - time.monotonic())
+            ready, _, _ = select.select([self.control, self.signals], [], [], timeout_s)
             if time.monotonic() >= touch_at:
                 touch_at = time.monotonic() + TOUCH_S
                 for fd in (self.control, self.lock, *self.ranks):
@@ -230,9 +245,22 @@ class Guard:
                     return "stopped", 0.0
                 if b"d" in asked:
                     self.dump()
-                return "stopped", STOP_GRACE_S
-            if terminated:
-                return "stopped", STOP_GRACE_S
+                if asked.strip(b"p"):
+                    return "stopped", STOP_GRACE_S
+            # SIGTERM is no notice where our parent died (node.py).
+            now = terminated and (self.told or not self.grace_s or os.getppid() != self.parent)
+            if now or time.monotonic() >= end_at:
+                return "preempted" if self.told else "stopped", STOP_GRACE_S
+            if (terminated or asked) and not self.told:
+                self.tell()
+                end_at = self.told + self.grace_s - END_S
+
+    def tell(self) -> None:
+        """Tell the trainer that the node is taken back."""
+        self.told = time.monotonic()
+        with contextlib.suppress(OSError):  # a trainer that is not told trains as long as it may
+            self.taken_back.touch()
+            os.write(2, f"sweeper: the node is taken back in {self.grace_s:g} s, and the trainer is told\n".encode())
 
     def dump(self) -> None:
         """Make every Python process write the stacks of its threads into the log. It ends by that.
@@ -287,12 +315,17 @@ class Guard:
     def run(self) -> None:
         """From the start of the agent to the exit record."""
         reason, grace = self.wait_for_end()
+        had = time.monotonic() - self.told
         self.end_all(grace)
         said = self.said()
         ended = time.time()
         if reason == "exit":
             reason = said.get("reason", "lost")
+            if self.told and said.get("code") != 0:  # one that had finished has finished
+                reason = "preempted"
         detail = said.get("detail", "") if said else ""
+        if reason == "preempted":
+            detail = "; ".join(filter(None, [f"it ended {had:.0f} s after it was told", detail]))
         if reason == "lost" and not detail:
             detail = f"the agent ended with code {self.agent_code} and no report"
         self.write({"code": said.get("code"), "reason": reason, "detail": detail, "ended": ended})

@@ -2,7 +2,7 @@
 
     python -I -S node.py run   FOLDER RANK [--stdin]   until the node's part has ended (a Slurm step, a container)
     python -I -S node.py start FOLDER RANK [--stdin]   detached (ssh); says {"temp_dir", "ranks"}, {"busy"}, {"error"}
-    python -I -S node.py ask   FOLDER RANK s|k|d       to the guard: stop, kill, write stacks and stop
+    python -I -S node.py ask   FOLDER RANK s|k|d|p     to the guard: stop, kill, write stacks and stop, notice
     python -I -S node.py look  FOLDER...               says {FOLDER: {RANK: whether it lives}}, of those started here
 
 FOLDER is the attempt's, on a filesystem that the nodes share; what is to run is in its gang/gang.json (gangs.py). RANK

@@ -17,6 +17,7 @@ from typing import Any
 from sweeper import clusters
 from sweeper.clusters import gangs
 from sweeper.clusters.base import RECORD, Answer, Attempt, Ended
+from sweeper.clusters.gang.guard import GRACE
 from sweeper.clusters.slurm import each, script
 from sweeper.clusters.slurm.attempt import SlurmAttempt, passed
 from sweeper.clusters.slurm.commands import SlurmError, run, wrong_setting
@@ -127,7 +128,7 @@ class JobCluster:
             raise RequestError(self._wrong)
         if any(free[node] < job.gang.gpus_per_node for node in nodes):
             return None
-        job = replace(job, inherit=(*job.inherit, script.ENDS_AT))
+        job = replace(job, inherit=(*job.inherit, script.ENDS_AT, GRACE))
         tag = secrets.token_hex(8)
         started: dict[str, Any] = {
             "kind": KIND, "mode": "job", "tag": tag, "job": None, "nodes": list(nodes),

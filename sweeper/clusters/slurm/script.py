@@ -2,6 +2,13 @@
 
 Guarantees: a script can be read, and submitted by hand; it holds no secret: inherited variables pass by name, and the
 gang's token is made inside the job, in its environment alone; the same input gives the same text.
+
+What Slurm 22.05 sends, as measured, when it preempts a job whose partition has GraceTime: SIGCONT and SIGTERM to the
+tasks of its steps (our guards) and nothing to the script; with `preempt_send_user_signal` SIGCONT and the signal of
+`--signal=B:` to the script and nothing to the steps. The job runs on until GraceTime is over (or some seconds more);
+then tasks and script get SIGCONT and SIGTERM, and SIGKILL after KillWait. One that ends before has the state of its
+exit code, not PREEMPTED. A task is what slurmstepd started with proctrack/cgroup and pgid; with linuxproc all
+descendants get its signals. Our own stop is a signal to the script (jobs.py), which passes it to the guards as a byte.
 """
 
 from __future__ import annotations
@@ -12,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sweeper.clusters.gang.guard import GRACE
 from sweeper.clusters.gang.node import TOKEN
 from sweeper.clusters.slurm.settings import Settings
 from sweeper.engines.base import Gang
@@ -22,7 +30,7 @@ TIME_UP = "gang/time-is-up"
 """In an attempt's folder: the job script ended the attempt because the job's time was nearly over."""
 ENDS_AT = "SWEEPER_ENDS_AT"
 """Variable of an attempt's processes: the Unix time by which it must be over, for a trainer that can save before."""
-OWN = (TOKEN, ENDS_AT)
+OWN = (TOKEN, ENDS_AT, GRACE)
 """What a node of the gang needs beside what passes."""
 UNLESS_GIVEN_UP = '[ -e "$0/exit.json" ] || SWEEPER_NODE=$SLURMD_NODENAME exec "$@"'
 """For `sh -c`: what starts after the attempt was given up leaves its record as it is."""
@@ -129,16 +137,19 @@ if [[ -e $folder/exit.json ]]; then exit 0; fi
 {TOKEN}=$({shlex.join(run.node[:-1])} -c 'import secrets; print(secrets.token_hex(32))') || exit 1
 # Tells the gang who its nodes are; says when the attempt must be over, for a trainer that can save before.
 {ENDS_AT}=$({about}) || exit 1
+# Seconds from the notice of a preemption to the end of its grace (cluster.slurm.grace_s).
+{GRACE}={settings.grace_s}
 export {" ".join(OWN)}
 
-# A byte for the guard on each node: s ends it gently, k at once, d with the stacks of its processes.
+# A byte for the guard on each node: s ends it gently, k at once, d with the stacks of its processes; p is the notice.
 ask() {{
   {_words(ask)} "$1" &
 }}
 trap 'ask s' TERM
 trap 'ask k' INT
 trap 'ask d' USR2
-trap 'touch "$folder/{TIME_UP}"; ask s' USR1 # {settings.lead_s} s before the time limit
+# {settings.lead_s} s before the time limit, when the attempt must be over; what comes earlier is a preemption's notice.
+trap 'if (($(date +%s) < {ENDS_AT})); then ask p; else touch "$folder/{TIME_UP}"; ask s; fi' USR1
 
 {_words(start)} &
 gang=$!

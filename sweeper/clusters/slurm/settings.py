@@ -45,6 +45,7 @@ class Settings:
     cpus_per_node: int | None = None
     mem_per_node: str | None = None
     lead_s: int = 60
+    grace_s: int = 0
     poll_s: float = 5.0
     container: str = "pyxis"
     mounts: tuple[str, ...] = ()
@@ -79,6 +80,9 @@ def problems(config: Mapping[str, Any]) -> list[Problem]:
         found += _option(option)
     if config.get("nodes") is None:
         found.append(Problem("cluster.nodes is not given", valid="a whole number from 1", key="cluster.nodes"))
+    if said.get("mode") == "allocation" and said.get("grace_s"):
+        what = "cluster.slurm.grace_s: an allocation that is taken back is not waited for"
+        found.append(Problem(what, valid="0 with mode=allocation", key="cluster.slurm.grace_s"))
     if config.get("device") == "auto":
         found.append(
             Problem(
@@ -139,6 +143,10 @@ def _lead(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 65_535  # what --signal takes
 
 
+def _grace(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and (value == 0 or 10 <= value <= 65_535)
+
+
 def _seconds(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0.1 <= value <= 600
 
@@ -152,6 +160,7 @@ _CHECKS: dict[str, tuple[Any, str]] = {
     "cpus_per_node": (_count, "a whole number from 1, or null"),
     "mem_per_node": (_or_null(_MEMORY), "megabytes, or a number with K, M, G or T; or null"),
     "lead_s": (_lead, "whole seconds from 1 to 65535"),
+    "grace_s": (_grace, "whole seconds from 10 to 65535, or 0"),
     "poll_s": (_seconds, "seconds from 0.1 to 600"),
     "container": (lambda value: value in CONTAINERS, ", ".join(CONTAINERS)),
     "mounts": (_mounts, "a list of folders: [/data, '/models:/models:ro']"),

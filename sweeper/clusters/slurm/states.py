@@ -111,6 +111,8 @@ def exit_of(
         return replace(how, code=code, ended=when) if how and code else record
     if asked:
         return Exit(None, "stopped", record.detail if record else "", when)
+    if how is None and record is not None and record.reason == "preempted":
+        how = Exit(None, "preempted", f"Slurm job {job} was preempted")
     if time_up:
         how = Exit(None, "preempted", f"Slurm job {job} came near its time limit")
     if how is None:

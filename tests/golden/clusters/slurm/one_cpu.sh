@@ -24,9 +24,11 @@ SWEEPER_GANG_TOKEN=$(python3 -I -S -c 'import secrets; print(secrets.token_hex(3
 # Tells the gang who its nodes are; says when the attempt must be over, for a trainer that can save before.
 SWEEPER_ENDS_AT=$(python3 -I -S '/store/lr search/gang-0a/slurm_nodes.py' '/store/lr search/trials/grpo-003/attempt-2' \
     30) || exit 1
-export SWEEPER_GANG_TOKEN SWEEPER_ENDS_AT
+# Seconds from the notice of a preemption to the end of its grace (cluster.slurm.grace_s).
+SWEEPER_GRACE_S=120
+export SWEEPER_GANG_TOKEN SWEEPER_ENDS_AT SWEEPER_GRACE_S
 
-# A byte for the guard on each node: s ends it gently, k at once, d with the stacks of its processes.
+# A byte for the guard on each node: s ends it gently, k at once, d with the stacks of its processes; p is the notice.
 ask() {
   srun --overlap --nodes=1 --ntasks=1 --ntasks-per-node=1 --export=PATH python3 -I -S \
     '/store/lr search/gang-0a/node.py' ask '/store/lr search/trials/grpo-003/attempt-2' '$SLURM_PROCID' "$1" &
@@ -34,10 +36,11 @@ ask() {
 trap 'ask s' TERM
 trap 'ask k' INT
 trap 'ask d' USR2
-trap 'touch "$folder/gang/time-is-up"; ask s' USR1 # 30 s before the time limit
+# 30 s before the time limit, when the attempt must be over; what comes earlier is a preemption's notice.
+trap 'if (($(date +%s) < SWEEPER_ENDS_AT)); then ask p; else touch "$folder/gang/time-is-up"; ask s; fi' USR1
 
 srun --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task=1 --kill-on-bad-exit=0 --wait=20 \
-    --export=PATH,HOME,HF_TOKEN,SWEEPER_GANG_TOKEN,SWEEPER_ENDS_AT sh -c \
+    --export=PATH,HOME,HF_TOKEN,SWEEPER_GANG_TOKEN,SWEEPER_ENDS_AT,SWEEPER_GRACE_S sh -c \
     '[ -e "$0/exit.json" ] || SWEEPER_NODE=$SLURMD_NODENAME exec "$@"' \
     '/store/lr search/trials/grpo-003/attempt-2' python3 -I -S '/store/lr search/gang-0a/node.py' run \
     '/store/lr search/trials/grpo-003/attempt-2' '$SLURM_PROCID' &
