@@ -195,12 +195,12 @@ def _own_start(found: Found) -> None:
             at = "" if parent["step"] is None else f" at step {parent['step']}"
             donor = f"{parent['sweep']}/{parent['trial']}"
             raise RequestError(
-                Problem(
+                document.at_fault(
+                    "parents",
                     f"{found.name} went on from the checkpoint of {donor}{at}, under other values from there on: no "
                     "run from the start is this one",
                     valid="a trial that was not forked (population based training forks)",
                     fix=f"sweeper reproduce {parent['lineage'] or donor}",
-                    key="parents",
                 )
             )
 
@@ -273,12 +273,13 @@ def ask(code: Path, overrides: Sequence[str], *, build: bool | str) -> dict[str,
         answer = {}
     if ended.returncode or not answer:
         said = (ended.stderr.strip().splitlines() or ["no word why"])[-1]
-        raise RequestError(Problem(f"the recorded code cannot be asked what it would run: {said}", fix="--here"))
+        what = f"the recorded code cannot be asked what it would run: {said}"
+        raise RequestError(document.at_fault("code", what, fix=tree.HERE))
     if answer.get("problems"):
         raise RequestError([Problem(**p) for p in answer["problems"]])
     if not Path(answer["package"]).is_relative_to(code):
         what = f"the code of {code} is not what would run: {answer['package']} comes before it"
-        raise RequestError(Problem(what, fix="unset PYTHONPATH", key="code"))
+        raise RequestError(document.at_fault("code", what, fix="unset PYTHONPATH"))
     return answer
 
 
