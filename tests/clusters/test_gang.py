@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,9 @@ class Here:
         gangs.prepare(job, self.folder, self.nodes, shape=SHAPE, leases=False, join_s=join_s)
         return job
 
-    def start(self, job: Job, rank: int, token: str = "") -> None:
-        process = subprocess.Popen(gangs.argv(self.folder, rank, stdin=True), stdin=subprocess.PIPE, text=True)
+    def start(self, job: Job, rank: int, token: str = "", *, through: Sequence[str] = ()) -> None:
+        argv = [*through, *gangs.argv(self.folder, rank, stdin=True)]
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, text=True)
         assert process.stdin is not None
         process.stdin.write(gangs.stdin(job, token or self.token))
         process.stdin.close()
@@ -258,6 +259,20 @@ def test_a_node_that_its_launcher_ends_stops_the_gang(here: Here) -> None:
     ended = attempt.wait(30)
     assert ended.reason == "stopped"
     assert "node n1 (127.0.0.3) was told to stop" in ended.detail
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_node_whose_launcher_dies_is_lost_and_was_not_told_to_stop(here: Here, rank: int) -> None:
+    job = here.prepare()
+    launcher = [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])"]
+    here.start(job, rank, through=launcher)
+    here.start(job, 1 - rank)
+    wait_for(lambda: "up" in text(here.folder / "log.txt"))
+    here.running[0].kill()  # as when a batch system's daemon or a Ray worker dies
+    ended = gangs.GangAttempt(here.folder, here).wait(30)
+    assert ended.reason == "lost", ended
+    own = json.loads(text(here.folder / "gang" / f"{rank}.exit.json"))
+    assert (own["reason"], own["detail"]) == ("lost", "what had started this node's part died")
 
 
 def test_a_node_that_hangs_is_lost_and_its_ranks_are_not_given_out_before_it_is_gone(here: Here) -> None:

@@ -458,7 +458,7 @@ def no_shared_store(folder: Path, _: pytest.MonkeyPatch) -> Case:
 
 def the_agent_is_killed(folder: Path, patch: pytest.MonkeyPatch) -> Case:
     made, written = guard.Guard.__new__(guard.Guard), list[Any]()
-    made.told = 0.0
+    made.told, made.bound = 0.0, False
     made.agent_code = -9
     answers: dict[str, Any] = {"wait_for_end": ("exit", 0.0), "end_all": None, "said": {}, "leave": None}
     for name, answer in answers.items():

@@ -8,6 +8,8 @@ ends every descendant: SIGTERM, a grace period, SIGKILL, until waitpid says that
 escape by forking, by `setsid` or by outliving its parent, because the guard is its subreaper (prctl(2)). Then the exit
 record is written by rename, the attempt's temp-dir is removed and its ranks are free.
 
+Where it was bound to who started it (node.py) and that one dies, this is a loss and no stop: all is killed at once.
+
 Where a node is taken back with notice (SWEEPER_GRACE_S), SIGTERM is that notice, and so is a byte `p`: the trainer is
 told by a file and may end by itself, until another SIGTERM, or until the time is nearly over. It was `preempted` then.
 
@@ -58,7 +60,7 @@ TOUCH_S = 3600.0
 """Between two touches of our files: what looks unused for days is removed from /tmp on some machines."""
 LOCK = "lock"
 """Its name in the temp-dir."""
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+PR_SET_PDEATHSIG, PR_GET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 2, 36
 
 
 def prctl(option: int, value: int) -> None:
@@ -193,6 +195,9 @@ class Guard:
             signal.signal(signum, signal.SIG_IGN)
         self.grace_s = float(os.environ.get(GRACE) or 0)
         self.parent, self.told = os.getppid(), 0.0
+        sent = ctypes.c_int()
+        ctypes.CDLL(None).prctl(PR_GET_PDEATHSIG, ctypes.byref(sent), 0, 0, 0)
+        self.bound = sent.value == signal.SIGTERM
         self.taken_back = record.with_name("taken-back")
         if self.grace_s:
             os.environ[TAKEN_BACK] = str(self.taken_back)
@@ -247,13 +252,18 @@ class Guard:
                     self.dump()
                 if asked.strip(b"p"):
                     return "stopped", STOP_GRACE_S
-            # SIGTERM is no notice where our parent died (node.py).
-            now = terminated and (self.told or not self.grace_s or os.getppid() != self.parent)
+            if terminated and self.orphaned():
+                return "lost", 0.0  # without a farewell, so that the rest of the gang knows it for a loss
+            now = terminated and (self.told or not self.grace_s)
             if now or time.monotonic() >= end_at:
                 return "preempted" if self.told else "stopped", STOP_GRACE_S
             if (terminated or asked) and not self.told:
                 self.tell()
                 end_at = self.told + self.grace_s - END_S
+
+    def orphaned(self) -> bool:
+        """Whether who started this node's part has died, where we end with it (node.py)."""
+        return self.bound and os.getppid() != self.parent
 
     def tell(self) -> None:
         """Tell the trainer that the node is taken back."""
@@ -326,6 +336,8 @@ class Guard:
         detail = said.get("detail", "") if said else ""
         if reason == "preempted":
             detail = "; ".join(filter(None, [f"it ended {had:.0f} s after it was told", detail]))
+        if reason == "lost" and self.orphaned():
+            detail = "what had started this node's part died"
         if reason == "lost" and not detail:
             detail = f"the agent ended with code {self.agent_code} and no report"
         self.write({"code": said.get("code"), "reason": reason, "detail": detail, "ended": ended})
