@@ -166,10 +166,9 @@ def test_reports_the_signal_that_killed_the_trainer(cluster: Cluster, tmp_path: 
 
 
 def test_an_interpreter_that_is_not_there_is_a_failed_launch(cluster: Cluster, tmp_path: Path, tag: str) -> None:
-    no = "/no/such/python"
-    ended = wait(launch(cluster, fake("", tag, argv=(no, tag), python=no), folder(tmp_path)))
+    ended = wait(launch(cluster, fake("", tag, argv=("/no/such/python", tag)), folder(tmp_path)))
     assert (ended.code, ended.reason) == (None, "launch")
-    assert no in ended.detail
+    assert "/no/such/python" in ended.detail
 
 
 def test_a_folder_that_cannot_be_written_is_a_failed_launch(cluster: Cluster, tmp_path: Path, tag: str) -> None:
@@ -378,7 +377,7 @@ def test_a_gang_of_two_nodes_has_both_and_ends_on_both(cluster: Cluster, tmp_pat
     assert tagged(tag) == []
     assert agents(where) == {}
     assert (ended.code, ended.reason) == (4, "exit")
-    assert (where / "log.txt").read_text().splitlines()[-1] == "up"
+    assert (where / "log.txt").read_text().splitlines().count("up") == 1
     wait_for(lambda: of_attempt(where) == [])
     assert cluster.free() == (cluster.shape.gpus_per_node,) * cluster.shape.nodes
 

@@ -243,7 +243,8 @@ class _InImage(containers.Within):
     """The image's interpreter."""
 
     def start(self, job: Any, folder: Path, nodes: tuple[int, ...]) -> Any:
-        python = self.python if job.python == sys.executable else job.python
+        # A trainer's program is its job's interpreter, which also waits for the pods (await_ray.py).
+        python = self.python if job.argv[0] == sys.executable else job.argv[0]
         return self.__getattr__("start")(replace(job, image="fake:1", python=python), folder, nodes)
 
 
