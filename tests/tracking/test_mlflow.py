@@ -27,6 +27,9 @@ class FakeEngine:
         return Progress(line["step"], line["data"])
 
 
+FLAGGED = {"sweeper.flagged": "step 1 with tp=4: ..."}
+
+
 @pytest.fixture(autouse=True)
 def _engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "get", lambda name: FakeEngine(), raising=False)
@@ -71,7 +74,7 @@ def two_trials(sweep: Sweep) -> None:
     for i in range(4):
         sweep.step(one, i, odd=float("nan"), big=float("inf"))
         sweep.step(two, i)
-    sweep.tracker.tagged("001", {"sweeper.flagged": "step 1 with tp=4: ..."})
+    sweep.tracker.tagged("001", FLAGGED)
     sweep.end(one)
     sweep.end(two, "failed")
     sweep.tracker.sweep_ended("failed")
@@ -192,6 +195,7 @@ def test_a_store_removed_while_training(uri: str, tmp_path: Path) -> None:
     for here in (one, two):
         for i in range(2, 4):
             sweep.step(here, i, **({"odd": float("nan"), "big": float("inf")} if here is one else {}))
+    sweep.tracker.tagged("001", FLAGGED)
     sweep.end(one)
     sweep.end(two, "failed")
     sweep.tracker.sweep_ended("failed")
@@ -278,6 +282,7 @@ def test_a_server_read_back_through_a_crash_of_it(server: Server, tmp_path: Path
     for i in range(2, 4):
         sweep.step(one, i, **odd)
         sweep.step(two, i)
+    sweep.tracker.tagged("001", FLAGGED)
     until(lambda: sweep.warnings)
     assert len(sweep.warnings) == 1
     assert "no answer" in sweep.warnings[0]
