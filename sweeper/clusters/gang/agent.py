@@ -386,9 +386,23 @@ class Agent:
                 self.compare(own, rank)
             if not self.link.missing:
                 return
+            for rank in self.link.missing:
+                if why := self.ended_early(rank):
+                    raise LaunchError("\n".join([f"{self.who(rank)} ended before it joined: {why}", *self.sent_away()]))
             if time.monotonic() > deadline:
                 raise LaunchError(self.who_is_missing())
             self.wait(0.2)
+
+    def ended_early(self, rank: int) -> str:
+        """Why a node's part has ended, by its record; empty while it has none."""
+        try:
+            names = os.listdir(self.folder / "gang")  # noqa: PTH208  (a network filesystem looks again)
+            if f"{rank}.exit.json" not in names:
+                return ""
+            said = json.loads((self.folder / "gang" / f"{rank}.exit.json").read_text())
+            return str(said["detail"] or said["reason"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return ""
 
     def who_is_missing(self) -> str:
         """Who did not join, and what is known of it."""
@@ -399,11 +413,13 @@ class Agent:
             begun = (self.folder / "gang" / f"{rank}.json").exists()
             said = tail(log, 3) or ("it was started and said nothing" if begun else "it was never started")
             found.append(f"{self.who(rank)} did not join within {self.job['join_s']:g} s (cluster.join_s): {said}")
-        if self.link.refused:
-            found.append(
-                f"sent away, for they did not know the gang's token: {', '.join(sorted(set(self.link.refused)))}"
-            )
-        return "\n".join(found)
+        return "\n".join([*found, *self.sent_away()])
+
+    def sent_away(self) -> list[str]:
+        """Who wanted to join and was refused, in a sentence; nothing if nobody was."""
+        assert isinstance(self.link, link.Head)
+        who = ", ".join(sorted(set(self.link.refused)))
+        return [f"sent away, for they did not know the gang's token: {who}"] if who else []
 
     def compare(self, own: dict[str, Any], rank: int) -> None:
         """LaunchError if the node differs from this one in what must be the same."""
@@ -486,9 +502,12 @@ class Agent:
         own = self.about(self.ask_versions())
         file = self.folder / "gang" / "link.json"
         try:
-            self.link, self.address = link.join(file, self.token, self.address, own, until, lambda: not self.terminated)
+            self.link, self.address = link.join(
+                file, self.token, self.address, own, until, lambda: not (self.terminated or self.ended_early(0))
+            )
         except link.LinkError as error:
-            raise LaunchError(f"{self.name}: {error}") from error
+            why = self.ended_early(0)
+            raise LaunchError(f"{self.name}: {f'the first node has ended: {why}' if why else error}") from error
         try:
             return self.serve(self.link)
         except LaunchError as error:
