@@ -109,7 +109,7 @@ class TestTheMainCommand:
                 record["fingerprint"], record["code"]["commit"],
             )  # fmt: skip
             data = {tag.value: i.dataset for i in run.inputs.dataset_inputs for tag in i.tags if tag.key == "sha256"}
-            assert set(data) == {i["sha256"] for i in record["inputs"] if i["role"] in ("train", "val")}
+            assert set(data) == {i["sha256"] for i in record["inputs"] if i["role"] in ("train", "val", "test")}
             assert all(sha256.startswith(dataset.digest) for sha256, dataset in data.items())
             saved = {c["step"]: c["digest"] for c in record["checkpoints"]}
             models = {o.step: client.get_logged_model(o.model_id) for o in run.outputs.model_outputs}
