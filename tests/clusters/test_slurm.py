@@ -210,7 +210,7 @@ def test_who_lost_its_parent_has_no_notice(guarded: subprocess.Popen[bytes], tmp
     gang = tmp_path / "attempt-1" / "gang"
     guarded.kill()
     until((gang / "0.exit.json").exists, 5)
-    assert json.loads((gang / "0.exit.json").read_text())["reason"] == "stopped"
+    assert json.loads((gang / "0.exit.json").read_text())["reason"] == "lost"
     assert not (gang / "taken-back").exists()
 
 
