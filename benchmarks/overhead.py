@@ -201,6 +201,14 @@ class FakeAttempt:
         """It has ended."""
         return self.ended
 
+    def waiting(self) -> str:
+        """For nothing."""
+        return ""
+
+    def silent(self) -> str:
+        """Nobody listens for it."""
+        return ""
+
     def stop(self, *, dump: bool = False) -> None:
         """Nothing runs."""
 
@@ -224,6 +232,9 @@ class FakeCluster:
 
     def attach(self, folder: Path) -> None:
         """Nothing outlives anything here."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 if __name__ == "__main__":
