@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import left_over, wait_for
+from processes import left_over, sweeper, wait_for
 
 from sweeper.trial.ledger import Event, Ledger
 
@@ -24,18 +23,6 @@ STEPS = ["trainer.test_freq=1", "trainer.save_freq=1", "trainer.val_before_train
 def run(folder: Path, *arguments: str, timeout: float = 1200) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*SWEEP, *arguments], cwd=folder, capture_output=True, text=True, timeout=timeout, check=False
-    )
-
-
-def sweeper(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "sweeper.cli.main", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=1200,
-        check=False,
     )
 
 

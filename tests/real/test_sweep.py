@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import left_over, wait_for
+from processes import left_over, sweeper, wait_for
 from trained import ALGORITHMS, STEPS, Place, overrides
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -23,7 +23,6 @@ pytestmark = pytest.mark.real
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP = [sys.executable, str(ROOT / "sweep.py")]
-SWEEPER = [sys.executable, "-m", "sweeper.cli.main"]
 CPU = "cluster.device=cpu"  # also where there is a GPU: this environment has no vLLM
 SHORT = ["trainer.total_training_steps=2", "trainer.test_freq=1", "trainer.save_freq=1"]
 
@@ -120,23 +119,7 @@ class TestTheMainCommand:
         assert best.tags["sweeper.commit"] == winner.data.tags["sweeper.commit"]
 
         # A run is found by its id where its records are gone.
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "sweeper.cli.main",
-                "verify",
-                winner.info.run_id,
-                "--tier=config",
-                f"--store={tmp_path}",
-            ],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
+        done = sweeper(folder, "verify", winner.info.run_id, "--tier=config", f"--store={tmp_path}", timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "pass" in done.stdout.lower()
 
@@ -229,15 +212,7 @@ def test_ctrl_c_stops_gently_and_what_is_resumed_is_the_uninterrupted_run(
     assert left_over(tmp_path) == []
     assert status(tmp_path, "000")["state"] == "stopped"
 
-    done = subprocess.run(
-        [*SWEEPER, "resume", "s"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+    done = sweeper(tmp_path, "resume", "s", timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert status(tmp_path, "000", attempt=2)["step"] == STEPS
     first, second = (values(tmp_path / f"runs/s/trials/000/attempt-{n}/metrics.jsonl") for n in (1, 2))

@@ -1,14 +1,30 @@
-"""What a test asks about processes that it did not start itself."""
+"""What a test asks about processes that it did not start itself; and the commands of this checkout as processes."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def sweeper(folder: Path, *arguments: str, timeout: float = 1200) -> subprocess.CompletedProcess[str]:
+    """`sweeper ...`, typed in that folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "sweeper.cli.main", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
 
 
 def left_over(folder: Path) -> list[str]:
