@@ -11,11 +11,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sweeper.errors import Problem, RequestError, SweeperError
 from sweeper.plan import render
 from sweeper.plan.plan import Plan, make, unlaunchable
-from sweeper.search.request import grid
 from sweeper.trial.records import SweepFolder, to_json
 from sweeper.trial.spec import key_of
 
@@ -36,7 +36,7 @@ def run(overrides: Sequence[str], *, resume: bool = False, before: Sequence[str]
         # Planning makes many small objects and hardly any garbage: looking for it is a twentieth of a plan.
         gc.disable()
         try:
-            plan = make(overrides, grid(overrides) if resume else None)
+            plan = make(overrides, _known(overrides) if resume else None)
         finally:
             gc.enable()
         asked = bool(plan.settings["plan"])
@@ -50,6 +50,13 @@ def run(overrides: Sequence[str], *, resume: bool = False, before: Sequence[str]
     except KeyboardInterrupt:  # before the controller took the signal over, so nothing was launched by us
         print("\nstopped before anything was started", file=sys.stderr)
         return 1
+
+
+def _known(overrides: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """The points of the grid that is gone on with, where its ledger has them."""
+    from sweeper.search.request import grid
+
+    return grid(overrides)
 
 
 def _answer(plan: Plan, output: str, asked: bool, resume: bool) -> int:
