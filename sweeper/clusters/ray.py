@@ -639,6 +639,7 @@ class RayCluster:
         except OSError as error:
             raise cannot_write(home, error) from error
         found: list[Problem] = []
+        checked: set[tuple[str, str]] = set()
         for host, answer in answers.items():
             said = answer.out.split()
             if answer.code != 0 or len(said) != 2:
@@ -646,9 +647,10 @@ class RayCluster:
             node = f"node {host.name} ({host.address})"
             found += [] if said[0] == "1" else [gangs.unseen(node, home)]
             found += [] if said[1] == "1" else [gangs.without(node, job.python)]
-            self._checked.add((host.id, f"{home} {job.python}"))
+            checked.add((host.id, f"{home} {job.python}"))
         if found:
             raise RequestError(found)
+        self._checked |= checked
 
     def attach(self, folder: Path) -> Attempt | None:
         """The attempt of that folder; its actors and its group are found by their names."""
