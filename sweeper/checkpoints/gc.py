@@ -22,7 +22,7 @@ from typing import Any
 
 from sweeper import engines
 from sweeper.checkpoints import keep as rules
-from sweeper.checkpoints import retention
+from sweeper.checkpoints import origin, retention
 from sweeper.checkpoints.keep import Checkpoint, Forked, Keep, Standing
 from sweeper.engines.base import Engine
 from sweeper.errors import Problem, RequestError, SweeperError
@@ -161,6 +161,9 @@ def _sweep(store: Path, folder: SweepFolder, asked: Keep | None, made: Survey, *
         if state is not None and (state.state in DONE or not (live or may_run)):
             idle.append(trial)
     decision = rules.decide(checkpoints, standings, forks, keep, mode=mode)
+    if decision.free:
+        checkpoints = _registered(folder, checkpoints)
+        decision = rules.decide(checkpoints, standings, forks, keep, mode=mode)
     gone = {c.key for c, _ in decision.free}
     kept = {c.trial for c in checkpoints if c.key not in gone}
     for trial in idle:
@@ -180,6 +183,21 @@ def _sweep(store: Path, folder: SweepFolder, asked: Keep | None, made: Survey, *
     return found
 
 
+def _registered(folder: SweepFolder, checkpoints: list[Checkpoint]) -> list[Checkpoint]:
+    """Pinned too: what somebody has put into MLflow's model registry. Asked for where something would go.
+
+    Raises:
+        SweeperError: MLflow does not answer.
+    """
+    from sweeper.tracking import registry
+
+    held = registry.held(folder.path)
+    return [
+        replace(c, pins=(*c.pins, f"by mlflow ({said})")) if (said := held.get(c.path.resolve())) else c
+        for c in checkpoints
+    ]
+
+
 def _left(
     engine: Engine,
     folder: SweepFolder,
@@ -194,6 +212,8 @@ def _left(
     # What it set aside may be what they were forked from.
     needed = states[trial].state not in DONE or any(c in kept or states[c].state not in DONE for c in children)
     rows = [(path, why) for path, why in engine.leftovers(at) if not (needed and path.name.startswith("aside-"))]
+    if trial not in kept and (at / origin.FOLDER).is_dir():
+        rows.append((at / origin.FOLDER, "what it was forked from; nothing else of the trial is left"))
     for path in sorted(at.iterdir()) if at.is_dir() else []:
         if path.name.startswith(retention.GONE):
             rows.append((path, "its removal was cut off"))

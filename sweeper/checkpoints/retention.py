@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from sweeper.checkpoints import keep as rules
-from sweeper.checkpoints import manifest, pins
+from sweeper.checkpoints import manifest, origin, pins
 from sweeper.checkpoints.keep import Checkpoint, Forked, Keep, Standing
 from sweeper.engines.base import Engine
 from sweeper.search.outcome import Outcome
@@ -80,6 +80,8 @@ class Retention:
             remove(checkpoint.path)
             if checkpoint.trial in self._done:
                 self._done[checkpoint.trial].remove(checkpoint)
+                if not self._done[checkpoint.trial]:
+                    remove(checkpoint.path.with_name(origin.FOLDER))
         if decision.over and self._keep.gb is not None:
             gb = self._keep.gb + decision.over / rules.GB
             self._say(f"keep.gb={self._keep.gb:g}: {gb:.1f} GB of checkpoints must stay", once="over")
@@ -117,16 +119,18 @@ def forked(event: Event) -> list[Forked]:
 
 
 def scan(engine: Engine, folder: Path, trial: str) -> list[Checkpoint]:
-    """The whole checkpoints of a trial's folder, with their pins and files. Links are not followed."""
+    """The whole checkpoints of a trial's folder, with their pins and files; what the trial was forked from counts as a
+    part of each, for it goes with the last. Links are not followed."""
     if not folder.is_dir():
         return []
     held = pins.pinned(folder)
+    beside = files_of(folder / origin.FOLDER)
     return [
         Checkpoint(
             trial,
             saved.step,
             saved.path,
-            files_of(saved.path),
+            (*files_of(saved.path), *beside),
             tuple(
                 f"by {p.by} ({p.why})" if p.step is not None else p.why for p in held if p.step in (None, saved.step)
             ),

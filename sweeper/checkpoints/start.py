@@ -17,11 +17,13 @@ from typing import Any
 
 from sweeper.checkpoints import manifest, pins
 from sweeper.checkpoints.manifest import Manifest
+from sweeper.config.dims import text_of
 from sweeper.errors import RequestError
 from sweeper.lineage import document
 from sweeper.lineage.hashes import HashError, Hashes
 from sweeper.trial.records import SweepFolder, attempt_number
 
+KEYS = ("trainer.resume_mode", "trainer.resume_from_path")
 _STEP = re.compile(r"global_step_(\d+)")
 _Facts = tuple[tuple[int, int, int] | None, ...]
 
@@ -46,6 +48,11 @@ def named(config: Mapping[str, Any]) -> Path | None:
     asked = trainer if isinstance(trainer, Mapping) else {}
     path = asked.get("resume_from_path")
     return Path(path).expanduser() if asked.get("resume_mode") == "resume_path" and path else None
+
+
+def overrides(checkpoint: Path) -> list[str]:
+    """The override lines that start a trial from it."""
+    return [f"{key}={value}" for key, value in zip(KEYS, ("resume_path", text_of(str(checkpoint))), strict=True)]
 
 
 def origin(checkpoint: Path) -> Origin:

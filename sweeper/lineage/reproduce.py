@@ -7,7 +7,7 @@ is made by the recorded code (tree.py), never by what is installed, and never st
 with the same fingerprint is not reused.
 
 The overrides of the record compose the trial; what it was searched by is left out, and where it ran otherwise than they
-say (a probed placement, less memory after a failure) that is added.
+say (a probed placement, less memory after a failure, a fork's checkpoint to begin at) that is added.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from sweeper import package
+from sweeper.checkpoints import start
 from sweeper.config import tree as config_tree
 from sweeper.config.dims import text_of
 from sweeper.errors import Problem, RequestError
-from sweeper.lineage import diff, document, environment, hashes, objects, tree
+from sweeper.lineage import diff, document, environment, forks, hashes, objects, tree
 from sweeper.lineage.find import RECORD, Found, load
 from sweeper.trial.identity import OURS, canonical
 from sweeper.trial.records import SweepFolder, plain_name
@@ -96,7 +97,8 @@ def planned(found: Found, *, here: bool = False, seeds: Sequence[int] = (), stri
         RequestError: It cannot be reproduced; what is missing, what was recorded and the next command.
     """
     _sound(found)
-    _own_start(found)
+    fork = forks.of(found)
+    begins = forks.checkpoint(found, fork) if fork else None
     with tree.rebuilt(found, here=here) as code:
         python = str((found.document["config"].get("engine") or {}).get("python") or sys.executable)
         differs = tuple(diff.environment(found.document["environment"], _environment(found, python, code.code)))
@@ -119,6 +121,9 @@ def planned(found: Found, *, here: bool = False, seeds: Sequence[int] = (), stri
             answer = ask(code.code, lines, build=False)
         inputs = wanted.keys() - _elsewhere(wanted, answer["config"]).keys()
         repointed = _same_identity(found, answer, inputs, others, [c.what for c in differs])
+        if begins is not None:  # only now: where a run begins is part of its identity, and the record's has none
+            lines = [line for line in lines if _key(line) not in start.KEYS] + start.overrides(begins)
+            answer = ask(code.code, lines, build=True)
         if "inputs" not in answer and not answer["refused"]:
             answer = ask(code.code, lines, build=True)
         if answer["refused"]:
@@ -127,7 +132,8 @@ def planned(found: Found, *, here: bool = False, seeds: Sequence[int] = (), stri
         if seeds:
             lines = [line for line in lines if _key(line) != "seed"] + [f"seed={','.join(map(str, seeds))}"]
         moved = tuple(f"{path} is read from {place}" for path, place in places.items() if place != Path(path))
-        notes = (*code.notes, *uncompared, *moved)
+        begun = (f"it begins where {found.name} was forked from {fork.donor}: {begins}",) if fork else ()
+        notes = (*code.notes, *uncompared, *moved, *begun)
         yield Plan(found, code.code, tuple(lines), code.lock, repointed, differs, notes, others, uncompared)
 
 
@@ -182,35 +188,6 @@ def _free(store: Path, record: Mapping[str, Any]) -> str:
 
 
 # --- what of the record is run ---
-
-
-def _own_start(found: Found) -> None:
-    """A trial that went on from another one's weights, in this attempt or one before, is not what its overrides say.
-
-    Raises:
-        RequestError: it did.
-    """
-    for parent in _ancestry(found):
-        if parent["relation"] == "forked-from":
-            at = "" if parent["step"] is None else f" at step {parent['step']}"
-            donor = f"{parent['sweep']}/{parent['trial']}"
-            raise RequestError(
-                document.at_fault(
-                    "parents",
-                    f"{found.name} went on from the checkpoint of {donor}{at}, under other values from there on: no "
-                    "run from the start is this one",
-                    valid="a trial that was not forked (population based training forks)",
-                    fix=f"sweeper reproduce {parent['lineage'] or donor}",
-                )
-            )
-
-
-def _ancestry(found: Found) -> Iterator[Mapping[str, Any]]:
-    """The parents of a run and of the attempts of its trial before it, where their records are there."""
-    yield from found.document["parents"]
-    for metrics in found.metrics[:-1]:
-        with contextlib.suppress(RequestError):
-            yield from document.load(metrics.parent)["parents"]
 
 
 def _own(record: Mapping[str, Any]) -> list[str]:

@@ -28,7 +28,7 @@ from sweeper import engines
 from sweeper.checkpoints import manifest
 from sweeper.engines.base import Engine
 from sweeper.errors import Problem, RequestError, SweeperError
-from sweeper.lineage import curves, diff, document, tree
+from sweeper.lineage import curves, diff, document, forks, tree
 from sweeper.lineage.find import Found
 from sweeper.search import stats
 from sweeper.search.history import Curve
@@ -167,20 +167,21 @@ def judge_exact(found: Found, again: Found) -> Report:
 
     Steps that the new run has beyond the recorded ones are not judged: a run that was ended early is reproduced whole.
     A recorded step that the new run has not is a difference. Without the metrics of a step before the last recorded one
-    nothing passes.
+    nothing passes. Of a fork (forks.py) the steps since then are judged, which are those that its config trained.
     """
     engine = _engine(found)
-    recorded, new = curves.of(found, engine), curves.of(again, engine)
+    own, its = forks.since(found), forks.since(again)
+    recorded, new = curves.of(own, engine), curves.of(its, engine)
     of = {"against": again.name, "lineage": str(again.path)}
-    compared = curves.compare(recorded, new, engine.of_machine, {*found.earlier, *again.earlier})
-    for run, curve in ((found, recorded), (again, new)):
+    compared = curves.compare(recorded, new, engine.of_machine, {*own.earlier, *its.earlier})
+    for run, curve in ((own, recorded), (its, new)):
         if not curve:
             why = f"{run.name} has no metrics: {run.metrics[-1]} is missing or empty"
             return Report("exact", found.name, "unjudged", why, of)
     if not compared.values:
         why = f"{again.name} has none of its steps, or only what measures the machine: nothing was compared"
         return Report("exact", found.name, "unjudged", why, of)
-    lost = _lost(found, recorded, compared.only_b)
+    lost = _lost(own, recorded, compared.only_b)
     if not lost and (why := _unlike_its_curve(found, recorded, engine)):
         return Report("exact", found.name, "fail", why, of)
     facts = {
@@ -192,9 +193,9 @@ def judge_exact(found: Found, again: Found) -> Report:
         "missing_steps": list(compared.only_a),
         "further_steps": list(compared.only_b),
         "lost_steps": lost,
-        "from_mlflow": sorted(recorded.keys() & found.earlier.keys()),
+        "from_mlflow": sorted(recorded.keys() & own.earlier.keys()),
     }
-    verdict, why, lines = _verdict(found, again, compared, lost)
+    verdict, why, lines = _verdict(own, again, compared, lost)
     return Report("exact", found.name, verdict, why, facts, lines)
 
 

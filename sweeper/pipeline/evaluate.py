@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper import environments
-from sweeper.checkpoints import manifest
+from sweeper.checkpoints import manifest, start
 from sweeper.config.hydra_app import initialized
 from sweeper.errors import Problem, RequestError, SweeperError
 from sweeper.lineage import hashes
@@ -64,8 +64,7 @@ def request(overrides: Sequence[str], checkpoint: Path, test: Path, seeds: Seque
         f"data.val_files={sweep.quoted(test)}",
         "trainer.val_only=true",
         "trainer.val_before_train=true",
-        "trainer.resume_mode=resume_path",
-        f"trainer.resume_from_path={sweep.quoted(checkpoint)}",
+        *start.overrides(checkpoint),
     ]
 
 

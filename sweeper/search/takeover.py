@@ -1,14 +1,16 @@
 """A trial goes on from another one's checkpoint.
 
 Guarantees: only a checkpoint whose content was read and found whole is taken; where there is none, the trial keeps its
-own weights and why is said.
+own weights and why is said. What it goes on from stays as its origin, where the file system has links.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
+from sweeper.checkpoints import origin
 from sweeper.engines.base import Engine, Saved
 from sweeper.errors import SweeperError
 
@@ -35,9 +37,18 @@ def take_over(
         except SweeperError as error:
             why = str(error)
         else:
+            _keep(engine, mine, saved.step)
             return saved
     warn(f"{names[0]} keeps its own weights: {why}")
+    _keep(engine, mine)
     return None
+
+
+def _keep(engine: Engine, mine: Path, step: int | None = None) -> None:
+    """For the day when this is run again. Nothing of the sweep depends on it."""
+    with contextlib.suppress(OSError, SweeperError):
+        if (own := engine.checkpoint(mine, step)) is not None:
+            origin.keep(own.path, mine)
 
 
 def sound(engine: Engine, checkpoints: Path, step: int | None = None, *, warn: Warn) -> Saved | None:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from checkpoints_fake import save, steps
 
-from sweeper.checkpoints import gc, pins, start
+from sweeper.checkpoints import gc, origin, pins, start
 from sweeper.checkpoints.keep import Keep
 from sweeper.cli.main import main
-from sweeper.errors import RequestError
+from sweeper.errors import RequestError, SweeperError
 from sweeper.trial.ledger import Ledger
 from sweeper.trial.records import SweepFolder, write_json
 
@@ -121,6 +121,46 @@ def test_what_the_best_was_forked_from_stays(store: Path) -> None:
     }
     gc.survey(store, "s", Keep(gb=0), free=True)
     assert steps(donor) == [2] and (other / "aside-1").exists(), "as long as the best is there"
+
+
+def test_what_somebody_has_registered_stays_and_a_registry_that_is_away_frees_nothing(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The registry is a fake; tests/tracking/test_lineage.py asks a real one."""
+    sweep = Sweep(store)
+    at = sweep.trial("000", "finished", 2, 4, 6, 8, score=0.5)
+    sweep.close()
+    held = {(at / "global_step_2").resolve(): "version 1 of mine (figure-3)"}
+    monkeypatch.setattr("sweeper.tracking.registry.held", lambda _folder: held)
+    found = gc.survey(store, "s", free=True)
+    assert steps(at) == [2, 6, 8]
+    assert [i.why for i in found.protected if i.step == 2] == ["pinned by mlflow (version 1 of mine (figure-3))"]
+
+    def away(_folder: Path) -> dict[Path, str]:
+        raise SweeperError("MLflow does not answer")
+
+    monkeypatch.setattr("sweeper.tracking.registry.held", away)
+    found = gc.survey(store, "s", Keep(last=1), free=True)
+    assert steps(at) == [2, 6, 8] and "s is left alone: MLflow does not answer" in found.notes
+
+
+def test_what_a_trial_was_forked_from_counts_and_goes_with_its_last_checkpoint(store: Path) -> None:
+    sweep = Sweep(store)
+    sweep.trial("000", "finished", 4, score=0.9)
+    mine = sweep.trial("001", "finished", 4, score=0.1)
+    save(mine / origin.FOLDER, 2)
+    sweep.close()
+    kept = gc.survey(store, "s", Keep(last=1), free=True)
+    assert kept.free == [] and (mine / origin.FOLDER).is_dir(), "as long as the trial has a checkpoint"
+    found = gc.survey(store, "s", Keep(top_k=1))
+    assert {(i.trial, i.path.name) for i in found.free} == {("001", "global_step_4"), ("001", origin.FOLDER)}
+    assert (
+        found.bytes
+        == sum(p.stat().st_size for p in mine.rglob("*.pt"))
+        + (mine / origin.FOLDER / "manifests/global_step_2.json").stat().st_size
+    )
+    gc.survey(store, "s", Keep(top_k=1), free=True)
+    assert steps(mine) == [] and not (mine / origin.FOLDER).exists()
 
 
 def test_for_machines(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,9 +19,11 @@ import pytest
 from records_fake import fake_parent, fake_run
 
 from sweeper import cache
+from sweeper.checkpoints import manifest
 from sweeper.cli.main import main
 from sweeper.errors import RequestError
-from sweeper.lineage import diff, inputs, reproduce, tree, verify
+from sweeper.lineage import diff, forks, inputs, reproduce, tree, verify
+from sweeper.lineage.document import UntrueError
 from sweeper.lineage.find import Found, find, load
 from sweeper.lineage.hashes import Hashes
 
@@ -825,12 +827,81 @@ class TestRefused:
         said = refusal(altered(run, tmp_path, lambda document: document["overrides"].append("trainer.nnode=1")))
         assert "trainer.nnode" in said
 
-    def test_a_trial_that_was_forked_in_any_of_its_attempts(self, tmp_path: Path) -> None:
-        fake_run(tmp_path, "s/001", parents=[fake_parent("forked-from", trial="004")])
-        fake_run(tmp_path, "s/001", attempt=2, parents=[fake_parent("previous-attempt", trial="001")])
-        for named in ("s/001/1", "s/001/2"):
-            said = refusal(find(named, tmp_path))
-            assert "s/004 at step 4" in said and "population based training" in said
+
+class TestAFork:
+    """What went on from another trial's checkpoint begins there again. Checkpoints are fakes with real manifests."""
+
+    def donors(self, tmp_path: Path) -> tuple[Path, str]:
+        """The donor's checkpoint and its digest."""
+        folder = tmp_path / "s/trials/004/checkpoints"
+        weights = folder / "global_step_4/actor/model_world_size_1_rank_0.pt"
+        weights.parent.mkdir(parents=True)
+        weights.write_bytes(b"weights")
+        written = manifest.write(folder, 4, trial="004", attempt=1)
+        assert written is not None
+        return folder / "global_step_4", written.digest
+
+    def parent(self, tmp_path: Path, digest: str | None) -> dict[str, Any]:
+        record = tmp_path / "s/trials/004/attempt-1/lineage.json"
+        return fake_parent("forked-from", trial="004", checkpoint=digest, lineage=str(record))
+
+    def test_it_begins_at_the_recorded_checkpoint(self, run: Run, tmp_path: Path) -> None:
+        checkpoint, digest = self.donors(tmp_path)
+
+        def forked(document: dict[str, Any]) -> None:
+            document["parents"] = [self.parent(tmp_path, digest)]
+            document["overrides"] += ["trainer.resume_mode=auto"]
+
+        with reproduce.planned(altered(run, tmp_path, forked)) as plan:
+            resumed = [line for line in plan.overrides if line.startswith("trainer.resume")]
+            assert resumed == ["trainer.resume_mode=resume_path", f"trainer.resume_from_path='{checkpoint}'"]
+            assert f"forked from s/004 at step 4: {checkpoint}" in "\n".join(plan.notes)
+            assert reproduce.ask(plan.code, plan.overrides, build=False)["trials"] == 1
+
+    def test_the_copy_that_it_made_will_do(self, run: Run, tmp_path: Path) -> None:
+        checkpoint, digest = self.donors(tmp_path)
+        copy = tmp_path / "checkpoints"  # beside the attempt's folder
+        shutil.copytree(checkpoint.parent, copy)
+        shutil.rmtree(checkpoint)
+        found = altered(run, tmp_path, lambda d: d.update(parents=[self.parent(tmp_path, digest)]))
+        with reproduce.planned(found) as plan:
+            assert f"trainer.resume_from_path='{copy / checkpoint.name}'" in plan.overrides
+
+    def test_one_that_is_gone_altered_or_another_is_named(self, tmp_path: Path) -> None:
+        checkpoint, digest = self.donors(tmp_path)
+        fake_run(tmp_path, "s/001", parents=[self.parent(tmp_path, "0" * 64)])
+        assert f"{checkpoint} has digest {digest}" in refusal(find("s/001", tmp_path))
+        fake_run(tmp_path, "s/002", parents=[self.parent(tmp_path, None)])
+        assert "was not recorded" in refusal(find("s/002", tmp_path))
+        fake_run(tmp_path, "s/003", parents=[self.parent(tmp_path, digest)])
+        (checkpoint / "actor/model_world_size_1_rank_0.pt").write_bytes(b"weightt")
+        with pytest.raises(UntrueError) as caught, reproduce.planned(find("s/003", tmp_path)):
+            pass
+        assert "actor/model_world_size_1_rank_0.pt has other content" in str(caught.value)
+        shutil.rmtree(checkpoint)
+        said = refusal(find("s/003", tmp_path))
+        assert f"{checkpoint} is not there" in said and "sweeper reproduce" in said and digest in said
+
+    def test_an_attempt_after_it_has_the_same_beginning(self, tmp_path: Path) -> None:
+        checkpoint, digest = self.donors(tmp_path)
+        fake_run(tmp_path, "s/001", fingerprint="e" * 64)
+        fake_run(tmp_path, "s/001", attempt=2, parents=[self.parent(tmp_path, digest)])
+        fake_run(tmp_path, "s/001", attempt=3, parents=[fake_parent("previous-attempt", trial="001", step=6)])
+        assert forks.of(find("s/001/1", tmp_path)) is None
+        for named in ("s/001/2", "s/001/3"):
+            found = find(named, tmp_path)
+            fork = forks.of(found)
+            assert fork is not None and fork.step == 4 and forks.checkpoint(found, fork) == checkpoint
+            assert forks.since(found).metrics == found.metrics[1:]
+
+    def test_new_values_on_its_own_weights_are_a_fork_of_itself(self, tmp_path: Path) -> None:
+        fake_run(tmp_path, "s/001", fingerprint="e" * 64)
+        fake_run(tmp_path, "s/001", attempt=2, parents=[fake_parent("previous-attempt", trial="001", step=4)])
+        fork = forks.of(find("s/001", tmp_path))
+        assert fork is not None and fork.donor == "s/001 at step 4"
+        fake_run(tmp_path, "s/002")
+        fake_run(tmp_path, "s/002", attempt=2, parents=[fake_parent("previous-attempt", trial="002", step=4)])
+        assert forks.of(find("s/002", tmp_path)) is None, "the same values: a resume"
 
 
 def test_a_probed_placement_is_run_again(run: Run, tmp_path: Path) -> None:

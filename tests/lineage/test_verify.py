@@ -119,6 +119,16 @@ class TestExact:
         with pytest.raises(RequestError, match="by itself"):
             verify.against(found, found, "exact")
 
+    def test_of_a_fork_the_steps_since_then_are_judged(self, tmp_path: Path) -> None:
+        run(tmp_path, "s/000", fingerprint="e" * 64, metrics=altered(1, "actor/loss", 7.0))
+        since = {step: CURVE[step] for step in (2, 3)}
+        forked = [fake_parent("forked-from", trial="004", step=1)]
+        found = run(tmp_path, "s/000", attempt=2, parents=forked, metrics=since)
+        report = verify.judge_exact(found, run(tmp_path, "again/000", metrics=since))
+        assert (report.verdict, report.facts["steps"]) == ("pass", 2), "not the step before, of other values"
+        other = {**since, 2: {**since[2], "actor/loss": 9.0}}
+        assert "step 2" in verify.judge_exact(found, run(tmp_path, "other/000", metrics=other)).why
+
     @pytest.mark.parametrize("metrics", [{}, {7: {"actor/loss": 1.0}}])
     def test_what_cannot_be_compared_is_no_pass(self, tmp_path: Path, metrics: dict[int, Any]) -> None:
         report = verify.judge_exact(run(tmp_path, "s/000", metrics=metrics), run(tmp_path, "again/000"))

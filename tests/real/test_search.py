@@ -30,8 +30,8 @@ def events(folder: Path) -> list[Event]:
     return Ledger.history(folder / "runs/s/ledger.db")
 
 
-def lines(folder: Path, trial: str, attempt: int) -> dict[int, dict[str, Any]]:
-    text = (folder / f"runs/s/trials/{trial}/attempt-{attempt}/metrics.jsonl").read_text()
+def lines(folder: Path, trial: str, attempt: int, sweep: str = "s") -> dict[int, dict[str, Any]]:
+    text = (folder / f"runs/{sweep}/trials/{trial}/attempt-{attempt}/metrics.jsonl").read_text()
     found = [json.loads(line) for line in text.splitlines()]
     return {line["step"]: line["data"] for line in found if "actor/lr" in line["data"]}
 
@@ -148,6 +148,13 @@ def test_a_population_takes_over_a_checkpoint_and_trains_at_the_new_rate(tmp_pat
     first = min(after)
     assert first == step + 1, "it goes on from the donor's checkpoint"
     assert after[first]["actor/lr"] == pytest.approx(rate), "and the new learning rate is the one in effect"
+
+    verified = sweeper(tmp_path, "verify", f"s/{trial}/{started[0].attempt}", "--json", "--name", "again")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    report = json.loads(verified.stdout)
+    assert (report["verdict"], report["tier"]) == ("pass", "exact"), "a fork is run again from where it was forked"
+    assert report["steps"] >= len(after)
+    assert min(lines(tmp_path, "000", 1, sweep="again")) == step + 1
 
 
 def test_a_killed_controller_is_resumed_to_the_attempts_that_still_run(tmp_path: Path) -> None:

@@ -121,6 +121,20 @@ def test_what_an_adoption_left_goes_with_the_trial(tmp_path: Path) -> None:
     assert not (bench.folder.checkpoints("000") / "aside-1").exists()
 
 
+def test_what_a_trial_was_forked_from_goes_with_its_last_checkpoint(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, [fake_trial(0, bonus=0.1), fake_trial(1, bonus=0.9)], ranks=1, keep=Keep(top_k=1))
+    original = bench.engine.job
+
+    def job(config: Any, paths: Any) -> Any:
+        (paths.checkpoints / "origin/global_step_1").mkdir(parents=True)  # a fake: nothing was forked
+        return original(config, paths)
+
+    bench.engine.job = job
+    bench.run()
+    assert not (bench.folder.checkpoints("000") / "origin").exists()
+    assert (bench.folder.checkpoints("001") / "origin/global_step_1").is_dir()
+
+
 def test_a_corrupted_checkpoint_is_said_and_the_one_before_is_gone_on_from(tmp_path: Path) -> None:
     bench = Bench(tmp_path, [fake_trial(0, steps=6, code=["lost", 0])])
     original: Callable[..., Any] = bench.engine.failure

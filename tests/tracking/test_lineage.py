@@ -18,8 +18,9 @@ from mlflow_store import Server, Sweep, client, runs, until
 
 from sweeper import engines
 from sweeper.engines.base import Progress
+from sweeper.errors import SweeperError
 from sweeper.lineage import document
-from sweeper.tracking import lineage, views
+from sweeper.tracking import lineage, registry, views
 from sweeper.tracking.mlflow import replay
 
 
@@ -192,6 +193,34 @@ def test_the_best_of_a_project_is_the_better_of_what_can_be_compared(uri: str, t
     assert run("worse", 0.4) == "first"
     assert run("better", 0.6) == "better"
     assert run("other-data", 0.1, val="another set") == "other-data", "scores on other data mean something else"
+
+
+def test_what_a_user_registers_is_known_too(uri: str, tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "runs" / "s1", uri)
+    told_best(sweep, whole_trial(sweep, "000"))
+    assert sweep.tracker.close(600), sweep.warnings
+    folder = tmp_path / "runs/s1"
+    best, other = (folder / f"trials/000/checkpoints/global_step_{step}" for step in (4, 2))
+    assert registry.held(folder) == {best: "version 1 of proj (best, sweep-s1)"}
+    reader = client(uri)
+    early = next(m for m in models(uri) if m.tags["sweeper.step"] == "2")
+    reader.create_registered_model("mine")
+    reader.create_model_version("mine", early.artifact_location, model_id=early.model_id)  # as the page does
+    reader.create_model_version("mine", str(tmp_path), None)  # none of ours
+    reader.set_registered_model_alias("mine", "figure-3", "1")
+    assert registry.held(folder)[other] == "version 1 of mine (figure-3)"
+    assert len(registry.held(folder)) == 2
+
+
+def test_a_registry_that_is_away_or_was_never_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert registry.held(tmp_path) == {}, "it was not tracked"
+    spool = tmp_path / "tracking.jsonl"
+    spool.write_text(json.dumps({"call": "sweep_started", "uri": f"sqlite:///{tmp_path}/mlflow.db"}) + "\n")
+    assert registry.held(tmp_path) == {} and not (tmp_path / "mlflow.db").exists()
+    spool.write_text(json.dumps({"call": "sweep_started", "uri": "http://127.0.0.1:9"}) + "\n")
+    with pytest.raises(SweeperError, match=r"127\.0\.0\.1:9 does not say .*no answer"):
+        registry.held(tmp_path)
 
 
 def test_a_parent_is_named_and_linked(uri: str, tmp_path: Path) -> None:
