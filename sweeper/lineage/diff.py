@@ -253,17 +253,34 @@ def _input(one: Mapping[str, Any] | None) -> str | None:
 
 
 def environment(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Change]:
-    """What differs between two environments: Python, engine, machine, packages."""
+    """What differs between two environments: Python, engine, machine, packages.
+
+    A run on a gang was computed by the gang's nodes and not by the machine that it was started from.
+    """
     for key in ("name", "version", "commit"):
         if a["engine"][key] != b["engine"][key]:
             yield Change(f"engine {key}", a["engine"][key], b["engine"][key])
-    for key in ("python", "platform", "cpu", "gpus", "driver", "cuda", "image"):
+    here = () if a.get("nodes") else ("cpu", "gpus", "driver")
+    for key in ("python", "platform", *here, "cuda", "image"):
         if a[key] != b[key]:
             yield Change(key, a[key], b[key])
+    yield from nodes(a, b)
     yield from (Change(f"package {c.what}", c.a, c.b) for c in leaves(a["packages"], b["packages"]))
     one, other = a["lock"] or {}, b["lock"] or {}
     if one.get("sha256") != other.get("sha256"):
         yield Change("lock", _lock(one), _lock(other))
+
+
+def nodes(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Change]:
+    """Where two gangs, both of which are known, consist of other machines."""
+    one, other = (
+        [", ".join(filter(None, [n["cpu"], *n["gpus"], n["driver"] and f"driver {n['driver']}"])) for n in e["nodes"]]
+        if e.get("nodes")
+        else []
+        for e in (a, b)
+    )
+    if one and other and one != other:
+        yield Change("nodes", "; ".join(one), "; ".join(other))
 
 
 def _lock(lock: Mapping[str, Any]) -> str | None:

@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sweeper.clusters.gang import devices
 from sweeper.lineage import hashes, probe
 
 LOCKS = ("uv.lock", "poetry.lock", "requirements.lock", "constraints.txt")
@@ -86,22 +87,12 @@ def _asked(python: str, engine: str, pythonpath: str) -> dict[str, Any]:
 def _machine() -> dict[str, Any]:
     gpus, driver = _gpus()
     return {
-        "cpu": _cpu(),
+        "cpu": devices.processor(),
         "cores": os.cpu_count() or 0,
         "gpus": gpus,
         "driver": driver,
         "image": _image(os.environ, Path("/run/.containerenv")),
     }
-
-
-def _cpu() -> str:
-    try:
-        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:
-        found = None
-    import platform
-
-    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def _gpus() -> tuple[list[str], str | None]:

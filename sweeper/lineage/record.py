@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +143,8 @@ class Recorder:
             found["times"] |= {"started": now(started) if started else found["times"]["started"], "ended": now(ended)}
             found["checkpoints"] = _checkpoints(checkpoints, folder.number)
             found["hosts"] = _hosts(folder.path) or found["hosts"]
+            if nodes := _nodes(folder.path):
+                found["environment"]["nodes"] = nodes
             document.write(folder.path, found)
         except Exception as error:  # as above
             self._warn(f"the lineage record of {folder.path} was not completed: {_line(error)}")
@@ -385,13 +387,24 @@ def _hosts(attempt: Path) -> list[str]:
         called = {rank: str(node["name"]) for rank, node in enumerate(nodes)}
     except (OSError, ValueError, LookupError, TypeError):
         called = {}
+    called |= {rank: str(told["host"]) for rank, told in _told(attempt)}
+    return list(dict.fromkeys(name for _, name in sorted(called.items()) if name))
+
+
+def _nodes(attempt: Path) -> list[dict[str, Any]]:
+    """The schema's `environment.nodes`: what each node of a gang wrote of itself, by rank."""
+    return [{"host": str(told["host"]), **told["machine"]} for _, told in sorted(_told(attempt)) if "machine" in told]
+
+
+def _told(attempt: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rank and what its node wrote (gang/node.py of the clusters)."""
     for path in (attempt / GANG).glob("[0-9]*.json"):
         if path.stem.isdigit():
             try:
-                called[int(path.stem)] = str(json.loads(path.read_text(encoding="utf-8"))["host"])
+                told = json.loads(path.read_text(encoding="utf-8"))
+                yield int(path.stem), {**told, "host": str(told["host"])}
             except (OSError, ValueError, LookupError, TypeError):
                 continue
-    return list(dict.fromkeys(name for _, name in sorted(called.items()) if name))
 
 
 def _masked(identity: Mapping[str, Any]) -> dict[str, Any]:

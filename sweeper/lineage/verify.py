@@ -349,7 +349,8 @@ def claim(
     report = _by_other_code(report, plan.code_differs)
     if again and (image := reproduce.other_image(found, again[0])):
         report = _in_other_image(report, image, judged=not strict)
-    notes = [*plan.notes, *diff.listed(plan.environment), *gone]
+    apart = diff.nodes(found.document["environment"], again[0].document["environment"]) if again else ()
+    notes = [*plan.notes, *diff.listed([*plan.environment, *apart]), *gone]
     notes += reproduce.reinstalling(found, plan.environment) if tier == "exact" else ()
     report = replace(report, facts={**report.facts, "notes": notes}, lines=(*report.lines, *notes))
     folder = again[0].path.parents[3] if again else None

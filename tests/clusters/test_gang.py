@@ -180,6 +180,7 @@ def test_nodes_that_differ_are_named_with_both_versions(here: Here, tmp_path: Pa
 FAKE_DEVICES = """
 import sys
 def accelerators(): return ["a GPU"] * {shows}[int(sys.argv[2])]
+def machine(device, ids=()): return {{"cpu": "a fake", "gpus": [], "driver": None}}
 """
 """A fake of the nodes' devices.py, for agents: how many GPUs are visible on which rank."""
 

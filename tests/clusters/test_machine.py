@@ -13,7 +13,7 @@ from sweeper.clusters.local import LocalCluster
 from sweeper.engines.base import Gang, Job, Shape
 from sweeper.errors import RequestError
 
-EIGHT = "\n".join(f"{i}, GPU-{i}a-{i}b, NVIDIA H100 80GB HBM3, 81559" for i in range(8))
+EIGHT = "\n".join(f"{i}, GPU-{i}a-{i}b, NVIDIA H100 80GB HBM3, 81559, 570.86.15" for i in range(8))
 LOCAL = {"name": "local", "kind": "local", "device": "auto", "max_ranks": None}
 
 
@@ -48,6 +48,14 @@ def test_gpus_by_count_name_and_memory() -> None:
 def test_only_visible_gpus_count(visible: str, ids: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert [gpu.id for gpu in devices.accelerators()] == ids
+
+
+@pytest.mark.usefixtures("gpus")
+def test_what_an_attempt_is_computed_by() -> None:
+    found = devices.machine("cuda", ["2", "5"])
+    assert found == {"cpu": devices.processor(), "gpus": ["NVIDIA H100 80GB HBM3"] * 2, "driver": "570.86.15"}
+    assert len(devices.machine("cuda")["gpus"]) == 8, "all that are visible"
+    assert devices.machine("cpu") == {"cpu": devices.processor(), "gpus": [], "driver": None}
 
 
 @pytest.mark.usefixtures("gpus")

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from records_fake import CURVE, HASH, fake_input, fake_parent, fake_run
+from records_fake import CURVE, HASH, fake_document, fake_input, fake_parent, fake_run
 
 from sweeper.cli.main import main
 from sweeper.lineage import curves
-from sweeper.lineage.diff import Diff, diff, text
+from sweeper.lineage.diff import Diff, diff, environment, text
 from sweeper.lineage.find import load
 
 
@@ -66,6 +66,20 @@ def test_code_data_environment_and_seeds(tmp_path: Path) -> None:
         "seeds": ["seed"],
         "parents": ["made of"],
     }
+
+
+def test_a_gangs_machines_are_compared_and_not_that_of_its_controller(tmp_path: Path) -> None:
+    def of(gpu: str) -> dict[str, Any]:
+        return {"cpu": "EPYC", "gpus": [gpu], "driver": "570", "host": "n0"}
+
+    plain = fake_document(tmp_path)["environment"]
+    a = {**plain, "gpus": ["T4"], "cpu": "login", "nodes": [of("H100")]}
+    b = {**plain, "gpus": [], "cpu": "laptop", "nodes": [{**of("H100"), "host": "n7"}]}
+    assert list(environment(a, b)) == [], "the hosts' names are no difference"
+    (change,) = environment(a, {**plain, "nodes": [of("A100")]})
+    assert (change.what, change.a, change.b) == ("nodes", "EPYC, H100, driver 570", "EPYC, A100, driver 570")
+    assert list(environment(a, plain)) == [], "before it is run nobody knows where"
+    assert [c.what for c in environment(plain, {**plain, "gpus": ["T4"]})] == ["gpus"]
 
 
 def test_curves_name_the_first_step_and_metric_that_part(tmp_path: Path) -> None:

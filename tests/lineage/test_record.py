@@ -443,6 +443,19 @@ def test_the_hosts_are_those_of_the_gang(
     assert bench.record()["hosts"] == (hosts or [socket.gethostname()])
 
 
+def test_the_machines_of_a_gang_are_in_the_environment(tmp_path: Path, repo: Path) -> None:
+    machines = [{"cpu": f"cpu {rank}", "gpus": ["NVIDIA H100"], "driver": "570"} for rank in range(2)]
+
+    class Gangs(LookingCluster):
+        def start(self, job: Job, folder: Path, nodes: tuple[int, ...]) -> Any:
+            fake_gang(folder, ["n0", "n1"], {r: {"host": f"h{r}", "machine": m} for r, m in enumerate(machines)})
+            return super().start(job, folder, nodes)
+
+    bench = Bench(tmp_path / "runs", [fake_trial(0)], repo, cluster=Gangs(2))
+    bench.run()
+    assert bench.record()["environment"]["nodes"] == [{"host": f"h{r}", **m} for r, m in enumerate(machines)]
+
+
 # --- ends that are none ---
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 NVIDIA = Path("/proc/driver/nvidia/gpus")
 
@@ -21,6 +23,10 @@ class Accelerator(NamedTuple):
     memory_gib: float
     uuid: str = ""
     """Its name on any machine and in any container; empty if the driver gave none."""
+    full_name: str = ""
+    """As the driver says it."""
+    driver: str = ""
+    """The driver's version."""
 
 
 def cores() -> int:
@@ -46,7 +52,7 @@ def accelerators() -> list[Accelerator]:
     tool = shutil.which("nvidia-smi")
     if not tool or not (NVIDIA.is_dir() or Path("/dev/dxg").exists()):  # the latter: Windows' Linux
         return []
-    query = "--query-gpu=index,uuid,name,memory.total"
+    query = "--query-gpu=index,uuid,name,memory.total,driver_version"
     try:
         answer = subprocess.run(
             [tool, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=30, check=True
@@ -55,8 +61,9 @@ def accelerators() -> list[Accelerator]:
         return []
     found: dict[str, Accelerator] = {}
     for line in answer.splitlines():
-        index, uuid, name, mib = (field.strip() for field in line.split(","))
-        found[index] = found[uuid] = Accelerator(index, gpu_name(name), round(float(mib) / 1024, 1), uuid)
+        index, uuid, name, mib, driver = (field.strip() for field in line.split(","))
+        gib = round(float(mib) / 1024, 1)
+        found[index] = found[uuid] = Accelerator(index, gpu_name(name), gib, uuid, name, driver)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return [found[index] for index in found if index.isdigit()]
@@ -67,6 +74,26 @@ def accelerators() -> list[Accelerator]:
             break
         chosen.append(found[entry])
     return chosen
+
+
+def machine(device: str, ids: Collection[str] = ()) -> dict[str, Any]:
+    """What an attempt is computed by here: {"cpu", "gpus", "driver"}; names as their makers say them.
+
+    Args:
+        device: on `cpu` no GPU is looked for.
+        ids: of the GPUs that it has; empty: all that are visible.
+    """
+    gpus = [gpu for gpu in accelerators() if not ids or gpu.id in ids] if device != "cpu" else []
+    return {"cpu": processor(), "gpus": [gpu.full_name for gpu in gpus], "driver": gpus[0].driver if gpus else None}
+
+
+def processor() -> str:
+    """The processor's name, or else its architecture."""
+    try:
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def ranks(device: str, at_least: int) -> dict[str, str]:

@@ -208,9 +208,11 @@ def run(folder: Path, rank: int, *, detached: bool, contained: bool = False) -> 
         what = f"{gang['ranks']} of {len(ids)} ranks are asked for, and {free} are free"
         return {"busy": True, "error": f"{host()}: {what}"}
 
+    machine = devices.machine(gang["device"], [ids[name] for name in taken])
+
     def tell(den: Path) -> None:
         about = {"host": host(), "boot": boot(), "temp_dir": str(den), "ranks": list(taken), "started": time.time()}
-        write_json(own, about)
+        write_json(own, {**about, "machine": machine})
 
     how: dict[str, Any] = {
         "inherit": gang["inherit"],
