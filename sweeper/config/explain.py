@@ -80,15 +80,25 @@ def _trial(override: Override, cfg: DictConfig) -> Problem | None:
     try:
         ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
     except (HydraException, OmegaConfBaseException) as error:
-        return _unquoted(override) if key == "search.space" else _refused(override, cfg, error)
+        return _of_space(override) if key == "search.space" else _refused(override, cfg, error)
     return None
 
 
-def _unquoted(override: Override) -> Problem:
+def _of_space(override: Override) -> Problem:
+    """Hydra adds to a mapping only with `+`; an interval without quotes is one of the command line's."""
+    space = override.value()
+    dims = list(space.values()) if isinstance(space, Mapping) else [None]
+    if not override.is_add() and all(isinstance(dim, str | list | Mapping) for dim in dims):
+        line = str(override.input_line)
+        return Problem(
+            f"{line}: a dim is added to the space, since it has none of that name",
+            fix=f'"+{line.lstrip("+")}"',
+            key="search.space",
+        )
     return Problem(
         f"{override.input_line} has a dim that is no text",
         valid="a list of values, or a text: what would be typed for the dim, in quotes",
-        fix="\"search.space={lr: 'tag(log,interval(1e-5,1e-3))'}\"  or the dim itself, 'lr=...'",
+        fix="\"+search.space={lr: 'tag(log,interval(1e-5,1e-3))'}\"  or the dim itself, 'lr=...'",
         key="search.space",
     )
 

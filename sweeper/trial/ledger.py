@@ -390,7 +390,17 @@ def _events(
             (after, *values),
         )
         for seq, moment, kind, trial, attempt, data in rows:
-            yield Event(seq, moment, kind, trial, attempt, json.loads(data))
+            yield Event(seq, moment, kind, trial, attempt, _data(path, seq, data))
+
+
+def _data(path: Path, seq: int, text: Any) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except (TypeError, ValueError):
+        data = None
+    if not isinstance(data, dict):
+        raise RequestError(Problem(f"{path} is damaged: what event {seq} says cannot be read", fix=_instead(path)))
+    return data
 
 
 def _reader(path: Path) -> sqlite3.Connection:

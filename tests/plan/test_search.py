@@ -260,6 +260,7 @@ def test_what_is_wrong_with_a_search(lines: list[str], said: str) -> None:
     ("lines", "said"),
     [
         (["search.space={lr: interval(1e-3,1e-5)}"], "in quotes"),
+        (["search.space={lr: [1e-4,1e-3]}"], '"+search.space={lr: [1e-4,1e-3]}"'),
         (["scheduler.reduction_factor=2"], "scheduler=asha scheduler.reduction_factor=2"),
         (["scheduler.grace_period=2"], "scheduler=asha scheduler.grace_period=2"),
         (["search.startup=5", "search=random", LR], "search=tpe"),

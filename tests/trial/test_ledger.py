@@ -298,3 +298,18 @@ def test_a_kill_while_it_is_made_leaves_one_that_opens(path: Path) -> None:
 
 def test_busy_is_a_request_error() -> None:
     assert LedgerBusy.exit_code == 2
+
+
+@pytest.mark.parametrize("text", ['{"state": "fin', "[1]", b"\xff\xfe"])
+def test_an_event_that_cannot_be_read_is_a_clear_error(path: Path, text: str | bytes) -> None:
+    ledger = Ledger.open(path, create=True)
+    for trial in ("000", "001"):
+        ledger.append("trial_planned", trial=trial, data={"arm": "0"})
+    ledger.close()
+    db = sqlite3.connect(path)
+    assert db.execute("UPDATE events SET data = ? WHERE seq = 2", (text,)).rowcount == 1
+    db.commit()
+    db.close()
+    for read in (Ledger.read, Ledger.history):
+        with pytest.raises(RequestError, match="event 2 says cannot be read"):
+            read(path)

@@ -996,13 +996,27 @@ def size(c: Context) -> Iterator[Problem]:
             )
         return
     estimate = memory.estimate(c.config, c.arch, c.shape.gpu_memory_gib, c.world)
+    if c.tp > c.world:
+        return  # what it would take on as many ranks as there are is no answer: rollout_world says what is wrong
     if estimate is not None and estimate.verdict == "does_not_fit" and c.actor["strategy"] in FSDP:
+        gpu = c.shape.gpu_memory_gib or memory.USUAL_GPU_GIB
+        if estimate.total_gib <= gpu:
+            share = float(c.rollout["gpu_memory_utilization"])
+            yield Problem(
+                f"one response of full length does not fit beside the weights of {_model_name(c)} into the rollout's "
+                f"share of a GPU, {share:g} of {gpu:.0f} GiB, at tp={c.tp}",
+                valid="a larger share, a larger tp or shorter responses",
+                fix="actor_rollout_ref.rollout.gpu_memory_utilization=0.85, or another tp",
+                key="actor_rollout_ref.rollout.gpu_memory_utilization",
+                source="sweeper/plan/memory.py",
+            )
+            return
         enough = (
             f"{_count(estimate.min_gpus, 'such GPU')}" if estimate.min_gpus else "a smaller model or more offloading"
         )
         yield Problem(
             f"{_model_name(c)} needs about {estimate.total_gib:.0f} GiB a rank on {_count(c.world, 'rank')}, and a GPU "
-            f"of cluster {c.shape.name} has {c.shape.gpu_memory_gib or memory.USUAL_GPU_GIB:.0f}",
+            f"of cluster {c.shape.name} has {gpu:.0f}",
             valid=enough,
             fix="actor_rollout_ref.actor.fsdp_config.optimizer_offload=true, or more GPUs",
             key="cluster",
