@@ -37,7 +37,7 @@ from sweeper.search.controller import Controller, Settings, Size, planned
 from sweeper.search.outcome import Outcome
 from sweeper.tracking import best
 from sweeper.tracking.base import Tracker
-from sweeper.tracking.store import sqlite_file
+from sweeper.tracking.store import address, sqlite_file
 from sweeper.trial.identity import fingerprint, is_placement, placement_of
 from sweeper.trial.index import Index
 from sweeper.trial.ledger import DONE, Ledger
@@ -210,14 +210,15 @@ def check_lineage(plan: Plan) -> None:
 def _recorder(plan: Plan, engine: Engine, store: Path, display: events.Display) -> Recorder:
     """Who writes the lineage of the sweep's attempts. Refuses what must not be started, before anything is built."""
     lineage = plan.settings["lineage"]
-    tracked = sqlite_file(str((plan.settings["tracking"] or {}).get("uri") or ""))
+    told = plan.settings["tracking"] or {}
+    tracked = sqlite_file(address(told.get("uri"))) if told.get("name") == "mlflow" else None
     return Recorder(
         engine,
         warn=lambda message: display.event("warning", message=message),
         hashes=Hashes(say=lambda message: display.event("preparing", message=message)),
         strict=bool(lineage["strict"]),
         reproduces=Path(str(lineage["reproduces"])).expanduser() if lineage["reproduces"] else None,
-        exclude=[store, *([tracked.absolute()] if tracked else [])],
+        exclude=[store, *([tracked] if tracked else [])],
     )
 
 

@@ -186,10 +186,9 @@ def _from_mlflow(run: str, uri: str | None) -> Found:
 
     The file of metrics is that of its latest attempt. Steps of those before it are only among the run's own metrics.
     """
-    from sweeper.tracking import mlflow as tracker
-    from sweeper.tracking.store import absolute, quiet, reason, shown, sqlite_file
+    from sweeper.tracking.store import address, quiet, reason, shown, sqlite_file
 
-    at = absolute(uri or os.environ.get("MLFLOW_TRACKING_URI") or tracker.DEFAULT_URI)
+    at = address(uri)
     file = sqlite_file(at)
     if file is not None and not file.exists():  # MLflow would make one
         raise _no_run(run, f"there is no {file}", "--uri URI   (or run it where mlflow.db is)")

@@ -9,6 +9,7 @@ of attempts, and paths relative to the store of sweeps. A record is handed on wi
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -79,7 +80,8 @@ def _texts(value: Any) -> list[str]:
 def execute(asked: Sequence[str], name: str) -> int:
     """Run the sweep of that name, or go on with it where it was; returns the exit code."""
     lines = [*asked, f"name={name}", f"store={quoted(places.store())}"]
-    if any(line == "tracking=mlflow" for line in asked) and not any(line.startswith("tracking.uri=") for line in asked):
+    told = bool(os.environ.get("MLFLOW_TRACKING_URI")) or any(line.startswith("tracking.uri=") for line in asked)
+    if "tracking=mlflow" in asked and not told:
         # of the main checkout: an experiment's own folder is gone when it has ended
         lines.append(f"tracking.uri={quoted(f'sqlite:///{places.main_checkout()}/mlflow.db')}")
     with initialized():

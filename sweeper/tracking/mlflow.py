@@ -16,7 +16,6 @@ file store, with a numbered folder that holds a meta.yaml (mlflow/tracking/_trac
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import shutil
 import sys
@@ -31,12 +30,11 @@ from typing import Any, NamedTuple
 from sweeper.tracking import views
 from sweeper.tracking.replay import replay
 from sweeper.tracking.spool import Call, Spool
-from sweeper.tracking.store import Point, Store, StoreGone, absolute, passing, reason, shown, sqlite_file
+from sweeper.tracking.store import Point, Store, StoreGone, address, passing, reason, shown, sqlite_file
 from sweeper.trial.records import RecordsError
 
 __all__ = ["MlflowTracker", "replay"]
 
-DEFAULT_URI = "sqlite:///mlflow.db"
 FLUSH_S = 0.7
 """From one sending to the next, at least: one batch a trial each time, however many steps came."""
 GATHER_S = 0.05
@@ -57,7 +55,7 @@ class MlflowTracker:
 
     def __init__(self, uri: str | None, *, warn: Callable[[str], None]) -> None:
         """Without a `uri`: `$MLFLOW_TRACKING_URI`, else `sqlite:///mlflow.db` in the current folder."""
-        self.uri = absolute(uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI)
+        self.uri = address(uri)
         self._warn = warn
         self._box: deque[Call | _Metrics] = deque()  # append and popleft are atomic; only the thread takes out
         self._values = 0  # in the box, roughly: two threads count

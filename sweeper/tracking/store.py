@@ -412,6 +412,12 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///").partition("?")[0])
 
 
+def address(uri: str | None) -> str:
+    """The store that is meant, absolute: the one that is named, else `$MLFLOW_TRACKING_URI`, else `sqlite:///mlflow.db`
+    in the current folder, which a plain `mlflow ui` opens there."""
+    return absolute(uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
+
+
 def absolute(uri: str) -> str:
     """A relative `sqlite:///` URI or plain path made absolute, so that it means the same from any folder."""
     file = sqlite_file(uri)

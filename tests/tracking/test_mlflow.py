@@ -14,9 +14,11 @@ import pytest
 from mlflow_store import Server, Sweep, client, runs, until
 
 from sweeper import engines
+from sweeper.config.compose import full
+from sweeper.config.hydra_app import initialized
 from sweeper.engines.base import Progress
 from sweeper.errors import RequestError, SweeperError
-from sweeper.tracking.mlflow import replay
+from sweeper.tracking.mlflow import MlflowTracker, replay
 from sweeper.trial.ledger import Ledger
 
 
@@ -105,6 +107,22 @@ def test_what_mlflow_ui_opens_by_default(uri: str, tmp_path: Path) -> None:
     (tmp_path / "mlruns" / "0" / "meta.yaml").write_text("")
     assert _get_default_tracking_uri() != "sqlite:///mlflow.db"
     assert f"--backend-store-uri sqlite:///{tmp_path}/mlflow.db" in sweep.tracker.open_command()
+
+
+def test_the_variable_of_mlflow_names_the_store_unless_one_is_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meant(*typed: str) -> str:
+        with initialized():
+            config, _ = full(["tracking=mlflow", *typed])
+        return str(MlflowTracker(config.tracking.uri, warn=print).uri)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
+    assert meant() == f"sqlite:///{tmp_path}/other.db"
+    assert meant("tracking.uri=http://127.0.0.1:5000") == "http://127.0.0.1:5000"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert meant() == f"sqlite:///{tmp_path}/mlflow.db"
 
 
 def test_metrics_are_in_the_store_while_it_trains(uri: str, tmp_path: Path) -> None:
