@@ -92,6 +92,7 @@ def _machine() -> dict[str, Any]:
         "gpus": gpus,
         "driver": driver,
         "image": _image(os.environ, Path("/run/.containerenv")),
+        "nodes": [],  # known once it has ended
     }
 
 

@@ -72,7 +72,7 @@ def test_a_gangs_machines_are_compared_and_not_that_of_its_controller(tmp_path: 
     def of(gpu: str) -> dict[str, Any]:
         return {"cpu": "EPYC", "gpus": [gpu], "driver": "570", "host": "n0"}
 
-    plain = fake_document(tmp_path)["environment"]
+    plain = fake_document(tmp_path / "attempt-1")["environment"]
     a = {**plain, "gpus": ["T4"], "cpu": "login", "nodes": [of("H100")]}
     b = {**plain, "gpus": [], "cpu": "laptop", "nodes": [{**of("H100"), "host": "n7"}]}
     assert list(environment(a, b)) == [], "the hosts' names are no difference"

@@ -87,6 +87,7 @@ def fake_record(
             "packages": {},
             "engine": {"name": "fake", "version": "1", "commit": None},
             "gpus": [],
+            "nodes": [],
             "driver": None,
             "cuda": None,
             "image": None,

@@ -60,6 +60,7 @@ def a_record(**instead: Any) -> dict[str, Any]:
             "packages": {"torch": "2.13.0"},
             "engine": {"name": "verl", "version": "0.9.1", "commit": None},
             "gpus": ["H100"],
+            "nodes": [{"host": "n0", "cpu": "EPYC", "gpus": ["H100"], "driver": "570"}],
             "driver": "570",
             "cuda": "12.8",
             "image": None,

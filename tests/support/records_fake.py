@@ -57,6 +57,7 @@ def fake_document(folder: Path, **changes: Any) -> dict[str, Any]:
             "packages": {"torch": "2.13.0", "verl": "0.9.1"},
             "engine": {"name": "verl", "version": "0.9.1", "commit": None},
             "gpus": [],
+            "nodes": [],
             "driver": None,
             "cuda": None,
             "image": None,
