@@ -1,7 +1,8 @@
 """Where built things live: folders named by what they were built from, so that the same request finds them again.
 
-Guarantees: a folder in the cache is whole, for it is built aside and renamed; two processes that build the same one at
-once do the work once; what a killed build left behind is removed by the next build of the same folder.
+Guarantees: a folder in the cache is whole, for it is built aside and renamed, and what its files were is known from
+then on (`built`); two processes that build the same one at once do the work once; what a killed build left behind is
+removed by the next build of the same folder.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ def building(target: Path) -> Iterator[Path | None]:
         try:
             yield aside
             aside.chmod(0o755)  # mkdtemp's is private; a shared cache is read by others
+            _files(target).write_text(json.dumps(_content(aside)) + "\n", encoding="utf-8")
             try:
                 aside.rename(target)
             except OSError:
@@ -70,6 +72,29 @@ def building(target: Path) -> Iterator[Path | None]:
                     raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def built(target: Path) -> list[tuple[str, int, str]] | None:
+    """Relative path, bytes and SHA-256 of each file as it was built; None where nobody knows."""
+    try:
+        return [(str(rel), int(size), str(sha)) for rel, size, sha in json.loads(_files(target).read_bytes())]
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _files(target: Path) -> Path:
+    return target.parent / f".{target.name}.files"
+
+
+def _content(folder: Path) -> list[tuple[str, int, str]]:
+    found = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        sha = hashlib.sha256()
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                sha.update(part)
+        found.append((path.relative_to(folder).as_posix(), path.stat().st_size, sha.hexdigest()))
+    return found
 
 
 @contextmanager

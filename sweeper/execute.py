@@ -525,6 +525,7 @@ def _new_folder(store: Path, plan: Plan) -> SweepFolder:
 def _prepare(trials: Sequence[Trial], display: events.Display) -> None:
     """Build the models and data that the trials need and the cache lacks; each once."""
     asked = Interpreter.of(trials[0].config)
+    prepare.check(t.config for t in trials)
     prepare.run(
         prepare.missing(t.config for t in trials),
         asked.python,

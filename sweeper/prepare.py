@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,8 +23,8 @@ from io import TextIOBase
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sweeper import environments, models, package
-from sweeper.errors import SweeperError
+from sweeper import cache, environments, models, package
+from sweeper.errors import Problem, RequestError, SweeperError
 
 GRACE_S = 5.0
 """Seconds that the builder has to remove what is half-made, when it is stopped."""
@@ -64,6 +65,41 @@ def needed(config: Mapping[str, Any], cache_root: Path | None = None) -> list[Bu
         own = environments.folder_of(environment, cache_root)
         builds.append(Build("environment", environment["kind"], environments.spec_of(environment), str(own)))
     return builds
+
+
+def check(configs: Iterable[Mapping[str, Any]], *, contents: bool = True) -> None:
+    """What is built already is as it was built: it is data and models that no trial may take otherwise.
+
+    Args:
+        contents: compare them too, each read once a content (sweeper/lineage/hashes.py); else only what is missing.
+
+    Raises:
+        RequestError: The files that are missing or have another content.
+        SweeperError: One cannot be read.
+    """
+    from sweeper.lineage.hashes import Hashes
+
+    problems = []
+    for build in {b.path: b for config in configs for b in needed(config)}.values():
+        folder = Path(build.path)
+        if not folder.is_dir():
+            continue
+        for rel, size, sha in cache.built(folder) or ():
+            path = folder / rel
+            if not path.is_file():
+                wrong = "is missing"
+            elif contents and (now := path.stat().st_size) != size:
+                wrong = f"has {now} bytes, {size} were built"
+            elif contents and (other := Hashes().file(path)) != sha:
+                wrong = f"has other content than was built (sha256 {other[:12]}, was {sha[:12]})"
+            else:
+                continue
+            fix = f"rm -r {shlex.quote(str(folder))}   (it is built again)"
+            problems.append(
+                Problem(f"{path} {wrong}", valid=f"the {build.what} as it was built", fix=fix, key=build.what)
+            )
+    if problems:
+        raise RequestError(problems)
 
 
 def _uses_ours(config: Mapping[str, Any], cache_root: Path | None) -> bool:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sweeper import environments, models, prepare
-from sweeper.errors import SweeperError
+from sweeper.errors import RequestError, SweeperError
 from sweeper.prepare import Build
 
 
@@ -215,3 +216,29 @@ def test_the_tiny_model_is_made_and_its_folder_speaks_for_itself(tmp_path: Path)
     arch, problems = facts.at(model.path)
     assert problems == [] and arch is not None
     assert arch.params == arch.count() and arch.vocab == 100 and any("warm-up 5/5" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda path: path.unlink(), "val.parquet is missing"),
+        (lambda path: path.write_bytes(b""), "val.parquet has 0 bytes"),
+        (lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]), "has other content"),
+    ],
+)
+def test_what_was_built_and_altered_since_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: Callable[[Path], Any], said: str
+) -> None:
+    monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path))
+    own = config(actor_rollout_ref={"model": {"path": "/a/model"}})
+    (build,) = prepare.needed(own)
+    prepare.check([own])
+    environments.build(build.kind, Path(build.path), build.spec)
+    prepare.check([own])
+    file = Path(build.path) / "val.parquet"
+    harm(file)
+    with pytest.raises(RequestError, match=said) as caught:
+        prepare.check([own, own])
+    assert f"rm -r {build.path}" in str(caught.value) and str(caught.value).count("valid:") == 1
+    (tmp_path / f".{Path(build.path).name}.files").unlink()
+    prepare.check([own])  # of before there was such a file: nobody knows

@@ -135,7 +135,7 @@ def status(args: argparse.Namespace) -> int:
         print(problem, file=sys.stderr)
     if args.json:
         print(to_json({n: {t: s.as_dict() for t, s in trials.items()} for n, trials in found.items()}))
-        return 1 if damaged else 0
+        return 2 if damaged else 0
     if not names:
         print(f"no sweeps in {store}")
     for name, trials in found.items():
@@ -158,7 +158,7 @@ def status(args: argparse.Namespace) -> int:
                 print(f"  {trial}{mark} {s.state:9} score {score}  step {step}  {took}  {s.label}{why}".rstrip())
                 if flag:
                     print(f"    ! {flag.text}")
-    return 1 if damaged else 0
+    return 2 if damaged else 0
 
 
 def gc(args: argparse.Namespace) -> int:
@@ -268,6 +268,9 @@ def verify(args: argparse.Namespace) -> int:
     store = Path(args.store).absolute()
     found = find(args.run, store, args.uri)
     tier = args.tier or judge.default_tier(found)
+    if args.seeds is not None and tier != "statistical":
+        what = f"--seeds {args.seeds}: tier {tier} runs the trial under its own seed"
+        raise RequestError(Problem(what, fix="--tier statistical, or leave --seeds out", key="--seeds"))
     if args.against:
         other = find(args.against, store, args.uri)
         report = judge.against(found, other, tier)
@@ -278,7 +281,7 @@ def verify(args: argparse.Namespace) -> int:
             tier,
             store=store,
             name=args.name,
-            seeds=args.seeds,
+            seeds=args.seeds or judge.SEEDS,
             here=args.here,
             allow_env=args.allow_env,
             quiet=args.json,

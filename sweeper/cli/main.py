@@ -206,7 +206,7 @@ def _lineage(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         choices=("config", "exact", "statistical"),
         help="default: exact where the record says that the run was deterministic, else statistical",
     )
-    p.add_argument("--seeds", type=_two_or_more, default=5, help="new runs of the statistical tier (default: 5)")
+    p.add_argument("--seeds", type=_two_or_more, help="new runs of the statistical tier (default: 5)")
     p.add_argument("--allow-env", action="store_true", help="tier exact also where the engine, Python or torch differ")
     p.add_argument("--against", metavar="RUN2", help="judge by this run, which is there already; nothing is run")
     p.add_argument("--json", action="store_true", help="for machines: one JSON object")

@@ -28,6 +28,7 @@ MOST = 100_000
 
 _FORMS = "'interval(a,b)', 'tag(log,interval(a,b))', 'int(interval(a,b))', 'range(a,b)', 'choice(a,b)'"
 _BARE = re.compile(r"[A-Za-z_][\w./-]*", re.ASCII)
+WHOLE = ("tp", "responses_per_step", "updates_per_step")
 _WORDS = {"null", "true", "false", "inf", "nan"}
 """What Hydra does not read as a text."""
 
@@ -263,12 +264,25 @@ def _interval(key: str, line: str, sweep: IntervalSweep) -> Dim | Problem:
         return Problem(
             f"{line}: the logarithm of {_number(low)} does not exist",
             valid="a lower bound above 0",
-            fix=f"{key}=tag(log,interval({_number(high / 1000) if high > 0 else '1e-6'},{_number(max(high, 1e-3))})), "
+            fix=f"{key}=tag(log,interval({_under(high)},{_number(high) if high > 0 else '1e-3'})), "
             f"or {key}=interval(...) without the log",
             key=key,
         )
     integer = isinstance(low, int) and isinstance(high, int)
+    if key in WHOLE and not integer:
+        listed = f"{key}=int({line.partition('=')[2]})"
+        return Problem(
+            f"{line}: {key} is a whole number, and this has all numbers between {_number(low)} and {_number(high)}",
+            valid=f"{key}=choice(1,2,4), {listed}",
+            fix=f"{key}=choice(1,2,4)",
+            key=key,
+        )
     return Dim(key, None, low, high, log, integer)
+
+
+def _under(high: float) -> str:
+    """A round number some decades below."""
+    return f"1e{math.floor(math.log10(high)) - 3}" if high > 0 else "1e-6"
 
 
 def _range(key: str, line: str, sweep: RangeSweep) -> Dim | Problem:

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sweeper.config import grammar
+from sweeper.config import grammar, schema
 from sweeper.config.hydra_app import CONFIG_NAME, conf
 from sweeper.config.nearest import nearest
 from sweeper.engines.verl import renamed
@@ -118,7 +118,7 @@ def _refused(override: Override, cfg: DictConfig, error: Exception) -> Problem:
             source=new.source,
         )
     if exists or override.is_add() or override.is_force_add():
-        return Problem(f"{line}: {_first(error)}", key=key)
+        return Problem(f"{line}: {_first(error)}", valid=schema.valid(key), key=key)
     if override.is_delete():
         return Problem(f"{line}: there is no {key} to delete", valid=", ".join(nearest(key, paths)), key=key)
     if found := _options_with(key):

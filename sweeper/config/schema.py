@@ -181,3 +181,8 @@ _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "engine.env": _MAPPING,
     "engine.inherit": (_names, "a list of names of variables: [HF_TOKEN,HF_HOME]"),
 }
+
+
+def valid(key: str) -> str:
+    """What the value of one of our keys may be, in words; empty where it is none of ours."""
+    return _KEYS[key][1] if key in _KEYS else ""

@@ -17,7 +17,7 @@ from itertools import product
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.override_parser.types import ChoiceSweep, Glob, QuotedString, RangeSweep, Transformer
+from hydra.core.override_parser.types import ChoiceSweep, Glob, QuotedString, RangeSweep, Sweep, Transformer
 
 from sweeper.config import dims, experiment, grammar
 from sweeper.errors import Problem, RequestError
@@ -161,9 +161,14 @@ def _read(lines: Sequence[str], problems: list[Problem]) -> list[Override]:
     found = []
     for line in lines:
         try:
-            found.append(grammar.parse(line))
+            override = grammar.parse(line)
         except RequestError as error:
             problems.extend(error.problems)
+            continue
+        if (problem := _mixed(override)) is not None:
+            problems.append(problem)
+        else:
+            found.append(override)
     return found
 
 
@@ -192,6 +197,31 @@ def _one(override: Override, problems: list[Problem], notes: list[str]) -> _Choi
     if isinstance(sweep, Glob) or (isinstance(sweep, ChoiceSweep) and sweep.simple_form):
         return _arms(override, sweep, problems, notes)
     return dims.from_override(override, problems, notes)
+
+
+def _mixed(override: Override) -> Problem | None:
+    """A choice or an interval inside of another value: Hydra reads it and can make nothing of it."""
+
+    def sweeps(value: Any) -> bool:
+        if isinstance(value, list | tuple):
+            return any(map(sweeps, value))
+        return any(map(sweeps, value.values())) if isinstance(value, Mapping) else isinstance(value, Sweep | Glob)
+
+    value, line = override._value, str(override.input_line)
+    if not sweeps(
+        value.list if isinstance(value, ChoiceSweep) else [value] if not isinstance(value, Sweep | Glob) else ()
+    ):
+        return None
+    key = str(override.get_key_element())
+    if grammar.key_of(override) == "search.space":
+        return None  # explain.py says how a dim is written there
+    what = "a value of a choice" if isinstance(value, ChoiceSweep) else "a part of a value"
+    return Problem(
+        f"{line}: a choice(...), range(...), interval(...) or glob(...) cannot be {what}",
+        valid=f"arms: {key}=a,b   searched: {key}=choice(a,b), {key}=range(1,9), {key}=interval(1e-6,1e-4)",
+        fix=f"{key}=choice(...) with every value in it",
+        key=key,
+    )
 
 
 def _seeds(override: Override, problems: list[Problem], notes: list[str]) -> tuple[int, ...] | None:

@@ -271,6 +271,10 @@ class Engine(Protocol):
         """Why the value of that key cannot matter in this config (`there is no critic`); empty when it can."""
         ...
 
+    def forkable(self, key: str) -> bool:
+        """Whether a trial can go on from a checkpoint that was made under another value of that key."""
+        ...
+
     def checkpoint(self, folder: Path, step: int | None = None) -> Saved | None:
         """The newest whole checkpoint below a trial's checkpoint folder, or of that step where it is there and whole.
         A torn one is passed over."""

@@ -34,6 +34,7 @@ def main() -> int:
 
 def _answer(asked: dict[str, Any]) -> dict[str, Any]:
     from sweeper.config.hydra_app import initialized
+    from sweeper.errors import RequestError
     from sweeper.lineage.code import package_sha256
     from sweeper.plan import plan
     from sweeper.trial.identity import fingerprint, identity_leaves, placement_of
@@ -53,7 +54,12 @@ def _answer(asked: dict[str, Any]) -> dict[str, Any]:
         "refused": [_plain(p) for p in trial.problems],
     }
     build = asked["build"] in (True, found["fingerprint"]) and len(made.trials) == 1 and not trial.problems
-    return {**found, "inputs": _inputs(config)} if build else found
+    if not build:
+        return found
+    try:
+        return {**found, "inputs": _inputs(config)}
+    except RequestError as error:
+        return {**found, "refused": [_plain(p) for p in error.problems]}
 
 
 def _inputs(config: dict[str, Any]) -> list[dict[str, Any]]:
@@ -62,6 +68,9 @@ def _inputs(config: dict[str, Any]) -> list[dict[str, Any]]:
 
     engine = config["engine"]
     python = str(engine["python"] or sys.executable)
+    if hasattr(prepare, "check"):  # not in the code of older records
+        # What differs is named by its role, beside what was recorded.
+        prepare.check([config], contents=False)
     prepare.run(prepare.missing([config]), python, lambda text: print(text, file=sys.stderr), engine["env"])
     return inputs.of(config, fresh=True)
 

@@ -253,7 +253,9 @@ def ask(code: Path, overrides: Sequence[str], *, build: bool | str) -> dict[str,
         what = f"the recorded code cannot be asked what it would run: {said}"
         raise RequestError(document.at_fault("code", what, fix=tree.HERE))
     if answer.get("problems"):
-        raise RequestError([Problem(**p) for p in answer["problems"]])
+        what = "the recorded code does not take these override lines of the record"
+        first = document.at_fault("overrides", what, valid="those that it was run with", fix=document.ELSEWHERE)
+        raise RequestError([first, *(Problem(**p) for p in answer["problems"])])
     if not Path(answer["package"]).is_relative_to(code):
         what = f"the code of {code} is not what would run: {answer['package']} comes before it"
         raise RequestError(document.at_fault("code", what, fix="unset PYTHONPATH"))

@@ -234,6 +234,14 @@ def _lost(found: Found, recorded: curves.Curves, only_new: Sequence[int]) -> lis
     return [*(step for step in only_new if step < last), *tail]
 
 
+def _own_contradiction(found: Found) -> str:
+    """What the record claims and all of its own metrics do not say, before anything is run."""
+    engine = _engine(found)
+    recorded = curves.of(forks.since(found), engine)
+    whole = bool(recorded) and found.metrics[-1].exists() and not found.earlier
+    return _unlike_its_curve(found, recorded, engine) if whole else ""
+
+
 def _unlike_its_curve(found: Found, recorded: curves.Curves, engine: Engine) -> str:
     """What the record claims and its own metrics do not say; empty where they agree.
 
@@ -326,6 +334,8 @@ def claim(
 
     if wrong := altered_checkpoints(found):
         return _altered(found, tier, wrong), None
+    if tier == "exact" and (why := _own_contradiction(found)):
+        return Report(tier, found.name, "fail", why, {}), None
     gone = _gone(found)
     others = other_seeds(found, seeds) if tier == "statistical" else ()
     strict = tier == "exact" and not allow_env

@@ -93,6 +93,7 @@ def described(plan: Plan) -> dict[str, Any]:
         "schema": 1,
         **request.describe(plan),
         "budgets": {arm.id: arm.budget for arm in plan.arms},
+        "trials": config["search"]["trials"],  # a sweep keeps to the number that it was started with
         "stop": config["stop"],
         "engine": versions(engine),
         "code": dict(_code(sorted(inside))),

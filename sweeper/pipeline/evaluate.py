@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sweeper import environments
 from sweeper.checkpoints import manifest, start
 from sweeper.config.hydra_app import initialized
 from sweeper.errors import Problem, RequestError, SweeperError
 from sweeper.lineage import hashes
-from sweeper.pipeline import compose, params, places, prepare, select, sweep
-from sweeper.search.stats import summarise
+from sweeper.pipeline import compose, held_out, params, places, prepare, select, sweep
+from sweeper.search.stats import expected
 from sweeper.trial.ledger import Ledger
 
 DROPPED = (
@@ -42,8 +41,11 @@ def run() -> int:
     checkpoint = (places.BEST / select.CHECKPOINT / best["checkpoint"]).absolute()
     whole(checkpoint)
     prepare.restore()
-    seeds = fresh(asked["evaluate"], used(rows, about))
-    test = held_out(asked["evaluate"]["data"], best["overrides"])
+    seeds = held_out.seeds(asked["evaluate"], held_out.used(rows, about))
+    with initialized():
+        lines = [line for line in best["overrides"] if line.partition("=")[0] != "name"]
+        config = compose.checked(lines).trials[0].config
+    test = held_out.data(asked["evaluate"]["data"], config)
     recorded = [line for line in params.overrides(asked) if line.partition("=")[0] in ("tracking", "project")]
     lines = [*request(best["overrides"], checkpoint, test, seeds), *recorded]
     taken = [best["digest"], best["overrides"], seeds, hashes.sha256(test), str(checkpoint)]
@@ -74,7 +76,7 @@ def metrics(best: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], scores: 
     Raises:
         SweeperError: There is no score.
     """
-    mean = summarise(scores)
+    mean = expected(scores)
     if mean is None:
         raise SweeperError("the evaluation has no score\n  try:   sweeper status")
     test = {"score": mean.mean, "low": mean.low, "high": mean.high, "seeds": mean.n}
@@ -104,77 +106,6 @@ def whole(checkpoint: Path) -> None:
     if wrong:
         fix = f"rm -r {places.BEST} && dvc checkout {places.BEST}   (or dvc pull)"
         raise RequestError(Problem(f"{checkpoint} is not what was written: {wrong[0]}", fix=fix))
-
-
-def used(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> set[int]:
-    """Every seed that the sweep trained or chose by."""
-    typed = [o.partition("=")[2] for row in rows for o in row["overrides"] if o.startswith("seed=")]
-    seeds = {*about["seeds"], *(row["seed"] for row in rows), *(int(t) for t in typed if t.isdigit())}
-    return {int(seed) for seed in seeds if seed is not None}
-
-
-def fresh(asked: Mapping[str, Any], taken: set[int]) -> list[int]:
-    """The seeds of the evaluation.
-
-    Raises:
-        RequestError: They are no numbers, or the sweep has used one of them.
-    """
-    first, count = asked["seed"], asked["seeds"]
-    for key, value in (("seed", first), ("seeds", count)):
-        if type(value) is not int or value < 1:
-            raise RequestError(
-                Problem(f"evaluate.{key}={value}", valid="a whole number, 1 or more", key=f"evaluate.{key}")
-            )
-    seeds = list(range(first, first + count))
-    if both := sorted(taken & set(seeds)):
-        raise RequestError(
-            Problem(
-                f"the sweep was run under seed {both[0]}, which the best trial may have been chosen by",
-                valid="seeds that the sweep has not used",
-                fix=f"-S evaluate.seed={max(taken) + 1000}",
-                key="evaluate.seed",
-            )
-        )
-    return seeds
-
-
-def held_out(asked: str, overrides: Sequence[str]) -> Path:
-    """The file that the checkpoint is evaluated on, absolute.
-
-    Raises:
-        RequestError: There is none, or it is what the sweep was validated on.
-    """
-    with initialized():
-        config = compose.checked([line for line in overrides if line.partition("=")[0] != "name"]).trials[0].config
-    if asked == "test":
-        path = environments.resolve(config).test
-    else:
-        path = Path(asked)
-        if not path.is_relative_to(places.OWN):
-            raise RequestError(
-                Problem(
-                    f"evaluate.data={asked} is outside {places.OWN}/, where a change of it would go unnoticed",
-                    valid=f"test, or a file below {places.OWN}/",
-                    key="evaluate.data",
-                )
-            )
-        path = path.absolute()
-    seen = config["data"]["val_files"]
-    if path is None or str(path) in (seen if isinstance(seen, list) else [seen]):
-        raise RequestError(
-            Problem(
-                f"the environment {config['environment']['name']} has no test set beside the set that the sweep's "
-                "scores are from"
-                if path is None
-                else f"evaluate.data={asked} is the set that the sweep's scores are from",
-                valid=f"a file below {places.OWN}/ that nothing was chosen by",
-                fix=f"-S evaluate.data={places.OWN}/test.parquet",
-                key="evaluate.data",
-            )
-        )
-    if not path.is_file():
-        raise places.missing(path)
-    return path
 
 
 def _dropped(line: str) -> bool:

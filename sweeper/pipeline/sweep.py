@@ -21,7 +21,7 @@ from sweeper.engines.base import Progress
 from sweeper.errors import Problem, RequestError, SweeperError
 from sweeper.lineage import document
 from sweeper.lineage.find import METRICS
-from sweeper.pipeline import compose, params, places, prepare
+from sweeper.pipeline import compose, held_out, params, places, prepare
 from sweeper.report.rows import Request
 from sweeper.search.history import Curve
 from sweeper.search.outcome import Outcome
@@ -41,9 +41,11 @@ def run() -> int:
     Raises:
         SweeperError: It cannot run.
     """
-    wanted, asked = places.read(compose.SWEEP), params.overrides(params.read())
+    wanted, told = places.read(compose.SWEEP), params.read()
+    asked = params.overrides(told)
     with initialized():
-        now = compose.described(compose.checked(asked))
+        plan = compose.checked(asked)
+        now, config = compose.described(plan), next(compose.configs(plan))
     if now != wanted:
         raise RequestError(
             Problem(
@@ -52,6 +54,12 @@ def run() -> int:
             )
         )
     prepare.restore()
+    # Before anything is trained: what cannot be evaluated afterwards.
+    held_out.seeds(
+        told["evaluate"],
+        {int(config["seed"]) if s is None else s for s in (*plan.search.seeds, *plan.search.final_seeds)},
+    )
+    held_out.data(told["evaluate"]["data"], config)
     name = f"pipeline-{identity(wanted)}"
     if wanted["code"]:  # identity, so that trials which other code trained do not stand for these
         asked = [*asked, f"+engine.env.{CODE}={places.digest(wanted['code'])[:DIGITS]}"]

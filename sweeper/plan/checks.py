@@ -34,6 +34,7 @@ def arm(planned: ArmPlan, search: SearchSettings) -> list[Problem]:
             total_steps=planned.example.work.steps,
             dims=planned.dims,
             checkpoints=engine.saves(config),
+            forkable=engine.forkable,
         )
     elif search.scheduler != "none" and not engine.validates(config):
         found += rules.check(

@@ -238,6 +238,8 @@ class SweepFolder:
             RequestError: there is no such sweep in the store.
         """
         path = store / name
+        if (path / "ledger.db").is_file() and not (path / "sweep.json").is_file():
+            raise RequestError(_unsaid(path / "sweep.json", "is missing"))
         if not (path / "sweep.json").is_file():
             there = sorted(p.parent.name for p in store.glob("*/sweep.json"))
             raise RequestError(
@@ -256,8 +258,22 @@ class SweepFolder:
         return f"{self.name}{store_flag(self.path.parent)}"
 
     def overrides(self) -> list[str]:
-        """The override lines that it was started with, as typed."""
-        return [str(o) for o in read_json(self.path / "sweep.json")["overrides"]]
+        """The override lines that it was started with, as typed.
+
+        Raises:
+            RequestError: the file that says so is damaged.
+        """
+        path = self.path / "sweep.json"
+        try:
+            lines = read_json(path)["overrides"]
+            if isinstance(lines, list):
+                return [str(line) for line in lines]
+            why = "has no list of override lines"
+        except RecordsError as error:
+            why = f"cannot be read: {error}"
+        except (KeyError, TypeError):
+            why = "has no list of override lines"
+        raise RequestError(_unsaid(path, why))
 
     def trial(self, trial_id: str) -> Path:
         """Where the attempts of a trial are."""
@@ -476,3 +492,12 @@ class Tail:
             return value
         self.skipped += 1
         return None
+
+
+def _unsaid(path: Path, why: str) -> Problem:
+    return Problem(
+        f"{path} {why}: it says what the sweep was started with",
+        valid='{"overrides": [...]}, as it was written when the sweep started',
+        fix="restore it from a backup; or start anew under another name: finished trials of this store are reused",
+        key="name",
+    )

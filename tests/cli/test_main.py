@@ -96,7 +96,7 @@ def test_a_damaged_ledger_hides_no_other_sweep(tmp_path: Path, capsys: pytest.Ca
         ledger.append("sweep_started", data={"overrides": []})
         ledger.close()
     (tmp_path / "damaged" / "ledger.db").write_bytes(b"no database at all" * 100)
-    assert main(["status", "--store", str(tmp_path)]) == 1
+    assert main(["status", "--store", str(tmp_path)]) == 2
     said = capsys.readouterr()
     assert "whole:" in said.out
     assert str(tmp_path / "damaged") in said.err and "Traceback" not in said.err

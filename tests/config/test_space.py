@@ -155,6 +155,55 @@ def test_what_is_tried_next_searches(lines: list[str], fix: str) -> None:
     assert fix in refused(*lines)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "lr=choice(1e-4,2e-4),3e-4", "lr=3e-4,choice(1e-4,2e-4)", "lr=interval(1e-5,1e-4),1e-3", "lr=range(1,3),4",
+        "lr=choice(choice(1,2),3)", "lr=[interval(1e-4,1e-3)]", "lr={a: choice(1,2)}", "model=tiny,glob(*)",
+    ],
+)  # fmt: skip
+def test_a_choice_inside_of_a_value_is_refused(line: str) -> None:
+    said = refused(line)
+    key = line.partition("=")[0]
+    assert (
+        line in said and f"{key}=choice(...) with every value in it" in said and f"searched: {key}=choice(a,b)" in said
+    )
+
+
+def test_whole_numbers_are_not_drawn_from_an_interval_of_all() -> None:
+    assert "tp=choice(1,2,4), tp=int(interval(1.0,4.0))" in refused("tp=interval(1.0,4.0)")
+    assert read(["tp=int(interval(1,4))"]).dims[0].integer
+
+
+def test_a_log_of_zero_keeps_the_upper_bound() -> None:
+    assert "try:   lr=tag(log,interval(1e-7,1e-4))" in refused("lr=tag(log,interval(0,1e-4))").replace("0.0001", "1e-4")
+
+
+parts = st.recursive(
+    st.sampled_from(["1", "2e-4", "a", "null", "true", "'x y'"]),
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=1, max_size=3).map(lambda vs: f"choice({','.join(vs)})"),
+        st.lists(inner, min_size=1, max_size=3).map(lambda vs: f"[{','.join(vs)}]"),
+        st.tuples(inner, inner).map(lambda ab: f"interval({ab[0]},{ab[1]})"),
+        st.tuples(inner, inner).map(lambda ab: f"range({ab[0]},{ab[1]})"),
+        inner.map(lambda v: f"tag(log,{v})"),
+        inner.map(lambda v: f"int({v})"),
+        inner.map(lambda v: f"shuffle({v})"),
+        inner.map(lambda v: f"{{k: {v}}}"),
+    ),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=300)
+@given(st.lists(parts, min_size=1, max_size=3))
+def test_no_line_of_hydras_grammar_makes_a_traceback(values: list[str]) -> None:
+    try:
+        assert read([f"lr={','.join(values)}"]).arms
+    except RequestError as error:
+        assert error.problems and all(p.what for p in error.problems)
+
+
 def test_a_value_typed_twice_is_run_once() -> None:
     space = read(["lr=1e-4,0.0001,2e-4", "kl=choice(1,1,2)"])
     assert [p.varied["lr"] for p in space.arms] == [1e-4, 2e-4]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sweeper.config.hydra_app import initialized
 from sweeper.environments import arithmetic
 from sweeper.errors import RequestError, SweeperError
 from sweeper.lineage.find import find
-from sweeper.pipeline import compose, evaluate, params, places, prepare, report, select, sweep
+from sweeper.pipeline import compose, evaluate, held_out, params, places, prepare, report, select, sweep
 from sweeper.pipeline.__main__ import STAGES, main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -311,13 +312,13 @@ def test_the_seeds_are_fresh(swept: Path) -> None:
     about, rows = sweep.load(places.SWEEP)
     rows[0]["overrides"].append("seed=7")
     about["seeds"] = [3]
-    taken = evaluate.used(rows, about)
+    taken = held_out.used(rows, about)
     assert taken == {3, 7}
-    assert evaluate.fresh({"seed": 10, "seeds": 2}, taken) == [10, 11]
+    assert held_out.seeds({"seed": 10, "seeds": 2}, taken) == [10, 11]
     with pytest.raises(RequestError, match="under seed 7"):
-        evaluate.fresh({"seed": 6, "seeds": 2}, taken)
+        held_out.seeds({"seed": 6, "seeds": 2}, taken)
     with pytest.raises(RequestError, match=r"evaluate\.seeds=0"):
-        evaluate.fresh({"seed": 6, "seeds": 0}, taken)
+        held_out.seeds({"seed": 6, "seeds": 0}, taken)
 
 
 def test_an_altered_checkpoint_is_named(swept: Path) -> None:
@@ -336,15 +337,44 @@ def test_an_altered_checkpoint_is_named(swept: Path) -> None:
 def test_held_out_data_is_never_what_the_scores_are_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path))
+
+    def config(*typed: str) -> Mapping[str, Any]:
+        with initialized():
+            return compose.checked(typed).trials[0].config
+
     with pytest.raises(RequestError, match="dvc pull"):
-        evaluate.held_out("test", ["algorithm=grpo"])
+        held_out.data("test", config("algorithm=grpo"))
     with pytest.raises(RequestError, match="outside data/"):
-        evaluate.held_out("/tmp/x.parquet", ["algorithm=grpo"])
+        held_out.data("/tmp/x.parquet", config("algorithm=grpo"))
     arithmetic.build(tmp_path / "data", arithmetic.spec({}))
     (tmp_path / "data" / "val.parquet").rename(tmp_path / "data" / "seen.parquet")
     seen = tmp_path / "data" / "seen.parquet"
     with pytest.raises(RequestError, match="is the set that the sweep's scores are from"):
-        evaluate.held_out("data/seen.parquet", ["algorithm=grpo", f"data.val_files={seen}"])
+        held_out.data("data/seen.parquet", config("algorithm=grpo", f"data.val_files={seen}"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"seeds": 0}, "evaluate.seeds=0"),
+        ({"seed": 1}, "under seed 1"),
+        ({"data": "elsewhere.parquet"}, "outside data/"),
+        ({"data": "data/none.parquet"}, "data/none.parquet is not here"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf").symlink_to(ROOT / "conf")
+    asked = parameters()
+    asked["evaluate"] |= changed
+    params.FILE.write_text(yaml.safe_dump(asked))
+    assert compose.run() == 0
+    monkeypatch.setattr(prepare, "restore", lambda: None)
+    monkeypatch.setattr(sweep, "execute", lambda *_: pytest.fail("it was started"))
+    with pytest.raises(RequestError, match=said):
+        sweep.run()
 
 
 def test_an_evaluation_is_a_request_that_can_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

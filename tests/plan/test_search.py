@@ -143,6 +143,7 @@ def test_a_dim_that_matters_somewhere_in_the_space_stays() -> None:
     ).trial.config["binding"]["critic"]
 
 
+PBT = ("trainer.save_freq=1", "trainer.test_freq=1", "trainer.total_training_steps=8")
 SPACE = "+search.space.lr='tag(log,interval(1e-6,1e-3))'"
 
 
@@ -265,6 +266,10 @@ def test_what_is_wrong_with_a_search(lines: list[str], said: str) -> None:
         (["scheduler.grace_period=2"], "scheduler=asha scheduler.grace_period=2"),
         (["search.startup=5", "search=random", LR], "search=tpe"),
         (["stop.foo=1"], "stop.nan"),
+        (["search.points={lr: 1e-4}", "search=random", LR], "a list of points"),
+        (["search.constraints={a: 1}", "search=random", LR], "a list of expressions"),
+        (["model=choice(tiny,qwen0.5b)", "search=random", "scheduler=pbt", *PBT], "another model"),
+        (["algorithm=choice(grpo,rloo)", "search=random", "scheduler=pb2", *PBT], "algorithm=grpo,rloo   (arms"),
         (["search.trials=1000000000", "search=random", LR], "at most 100,000"),
         (["search.objectives=[gpu_hours]", "search=random", LR, "scheduler=asha"], "scheduler=asha goes by the score"),
         (["search.objectives=[gpu_hours]", "search=random", LR, "search.final_seeds=2"], "final_seeds=2 goes by"),

@@ -94,6 +94,9 @@ class FakeEngine:
         left = config.get("relief", 0)
         return ({**config, "code": 0, "micro": 8 >> times}, f"micro {8 >> times}") if times <= left else None
 
+    def forkable(self, key: str) -> bool:
+        return key != "model"
+
     def checkpoint(self, folder: Path, step: int | None = None) -> Saved | None:
         found = sorted(int(p.name) for p in folder.glob("[0-9]*"))
         if step in found:

@@ -144,6 +144,16 @@ def test_a_name_that_is_no_folder_name_is_refused(tmp_path: Path, name: str) -> 
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 99}', '{"overrides": "lr=1"}', None])
+def test_a_sweep_whose_file_is_damaged_says_what_to_do(sweep: SweepFolder, text: str | None) -> None:
+    file = sweep.path / "sweep.json"
+    (sweep.path / "ledger.db").write_bytes(b"a fake")
+    file.unlink() if text is None else file.write_text(text)
+    with pytest.raises(RequestError, match=r"restore it from a backup") as raised:
+        SweepFolder.existing(sweep.path.parent, sweep.name).overrides()
+    assert str(file) in str(raised.value)
+
+
 def test_an_unknown_sweep_names_those_that_are_there(sweep: SweepFolder, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no sweep named s2") as raised:
         SweepFolder.existing(tmp_path / "runs", "s2")

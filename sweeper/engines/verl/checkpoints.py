@@ -40,6 +40,16 @@ _ADOPTED = "adopted"
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES)
 
 
+GROUPS = ("model", "algorithm", "environment", "engine", "cluster", "model_engine", "experiment")
+FIXED = (
+    "model.**", "environment.**", "engine.**", "data.**", "trainer.**", "actor_rollout_ref.model.**", "critic.model.**",
+    "critic.enable", "algorithm.adv_estimator", "**.strategy", "**.optim.optimizer", "**.optim.optimizer_impl",
+    "**.model_dtype", "responses_per_step", "binding.**",
+)  # fmt: skip
+"""Keys under another value of which a checkpoint is none: its weights, its optimizer's kind, its place in the data.
+What else is in it and a config may change, resume.py sets anew."""
+
+
 def newest(folder: Path, step: int | None = None) -> Saved | None:
     """The newest whole checkpoint of a trial's checkpoint folder, or that of `step` where it is whole; None when there
     is none.

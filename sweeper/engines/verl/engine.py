@@ -33,6 +33,7 @@ from sweeper.engines.verl import (
 )
 from sweeper.engines.verl.cpu import VLLM, VLLM_PYTHON, overlay
 from sweeper.errors import Problem
+from sweeper.trial.identity import is_placement
 
 
 class VerlEngine:
@@ -128,6 +129,10 @@ class VerlEngine:
     def idle(self, config: Config, key: str) -> str:
         """Why verl does not read that key in this config."""
         return unused.why(config, key)
+
+    def forkable(self, key: str) -> bool:
+        """Not another model, algorithm, data or training engine: those are what a checkpoint is of."""
+        return key not in checkpoints.GROUPS and not is_placement(key, checkpoints.FIXED)
 
     def checkpoint(self, folder: Path, step: int | None = None) -> Saved | None:
         """The newest `global_step_<n>` that verl can load, or that of the step."""

@@ -125,7 +125,7 @@ def _bind_kl(config: Config, explicit: Mapping[str, Any]) -> list[Problem]:
         on = kl > 0 and name == gate
         if switch in explicit and bool(explicit[switch]) != on:
             problems.append(_gate_clash(kl, name, gate, switch, explicit[switch]))
-        elif on and coefficient in explicit and explicit[coefficient] != kl:
+        elif name == gate and "kl" in explicit and coefficient in explicit and explicit[coefficient] != kl:
             problems.append(_clash("kl", kl, coefficient, explicit[coefficient]))
     if problems:
         return problems

@@ -1025,9 +1025,18 @@ def size(c: Context) -> Iterator[Problem]:
 
 
 def lora(c: Context) -> Iterator[Problem]:
-    """vLLM's largest LoRA rank (workers/rollout/vllm_rollout/utils.py:83, asked by utils/config.py:215)."""
+    """A rollout that takes adapters; vLLM's largest LoRA rank (workers/rollout/vllm_rollout/utils.py:83, asked by
+    utils/config.py:215)."""
     nested = c.model.get("lora") or {}
     rank = int(nested.get("rank") or 0) or int(c.model.get("lora_rank") or 0)
+    if rank and not nested.get("merge") and c.rollout["name"] == ROLLOUT:
+        yield Problem(
+            f"a LoRA rank of {rank}: the rollout {ROLLOUT} takes whole weights, no adapters",
+            valid="0 on this rollout",
+            fix="actor_rollout_ref.model.lora_rank=0",
+            key="actor_rollout_ref.model.lora_rank",
+            source="sweeper/engines/verl/cpu/rollout.py",
+        )
     if rank > LORA_MOST and not nested.get("merge") and c.rollout["name"] == "vllm":
         yield Problem(
             f"a LoRA rank of {rank} is more than vLLM takes",
@@ -1135,10 +1144,17 @@ def resume_path(c: Context) -> Iterator[Problem]:
     """A start from another run's checkpoint (trainer_base.py:867; FSDP shards are named by the world size,
     utils/checkpoint/fsdp_checkpoint_manager.py). One with a manifest is read once: it is used as it was written or not
     at all."""
-    if c.trainer["resume_mode"] != "resume_path":
-        return
     path, key = c.trainer["resume_from_path"], "trainer.resume_from_path"
     source = "verl/trainer/ppo/v1/trainer_base.py:867"
+    if c.trainer["resume_mode"] != "resume_path":
+        if path:
+            yield Problem(
+                f"{key}={path} is read with trainer.resume_mode=resume_path only, and it is {c.trainer['resume_mode']}",
+                fix=f"trainer.resume_mode=resume_path, or leave {key} out",
+                key=key,
+                source=source,
+            )
+        return
     if not isinstance(path, str) or "global_step_" not in path:
         yield Problem(
             f"{key}={_show(path)} is not a checkpoint of verl",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,10 +100,12 @@ def check(
     total_steps: int,
     dims: Sequence[Dim],
     checkpoints: Sequence[int],
+    forkable: Callable[[str], bool] = lambda _: True,
 ) -> list[Problem]:
     """Why the scheduler of `settings` (the composed option of conf/scheduler) cannot work; empty when it can.
 
-    `validations`: steps with a score; `checkpoints`: steps that are saved; `dims`: those of the arm.
+    `validations`: steps with a score; `checkpoints`: steps that are saved; `dims`: those of the arm; `forkable`:
+    whether a checkpoint can be gone on from under another value of a key.
     """
     name = settings["name"]
     if name == "none":
@@ -125,6 +127,7 @@ def check(
     found = _RULES[name](settings, steps)
     if name in POPULATION:
         found += _dims(name, dims)
+        found += [_fixed(name, dim) for dim in dims if not forkable(dim.key)]
     if name in RESUMING and not found:
         saved = set(checkpoints)
         if lost := [s for s in decisions(settings, steps) if s not in saved]:
@@ -176,6 +179,17 @@ def _wrong(name: str, key: str, value: object, valid: str, why: str = "", fix: s
 
 def _listed(steps: Sequence[int]) -> str:
     return ", ".join(map(str, steps)) if len(steps) <= 8 else f"{steps[0]}, {steps[1]}, ..., {steps[-1]}"
+
+
+def _fixed(name: str, dim: Dim) -> Problem:
+    arms = ",".join(map(str, dim.values)) if dim.values else "A,B"
+    return Problem(
+        f"scheduler={name} goes on from another candidate's checkpoint under other values, and no checkpoint can be "
+        f"gone on from under another {dim.name}",
+        valid="what a training can go on with: lr, kl, the coefficients of losses, sampling",
+        fix=f"{dim.name}={arms}   (arms, each with a population of its own), or scheduler=asha",
+        key=dim.name,
+    )
 
 
 def _asha(settings: Mapping[str, Any], steps: Steps) -> list[Problem]:

@@ -83,6 +83,7 @@ class TestKl:
     def test_another_coefficient_typed_is_refused(self, gate: str) -> None:
         coefficient = names.GATES[gate][1]
         assert coefficient in refused(config(gate), {"kl": 0.01, coefficient: 0.5})
+        assert coefficient in refused(config(gate, kl=0), {"kl": 0, coefficient: 0.5}), "0 is a value like others"
 
     def test_null_leaves_verls_keys(self, gate: str) -> None:
         made = config(gate)
