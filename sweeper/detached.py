@@ -64,7 +64,7 @@ def start(plan: Plan, output: str, *, resume: bool) -> int:
             ("logs", "what it says; -f goes on reading"),
             ("stop", "end it; `resume` goes on with it"),
         ):
-            print(f"  {f'sweeper {verb} {folder.name}{at}':<40} {what}")
+            print(f"  {f'sweeper {verb} {folder.name}{at}':<{max(40, 15 + len(folder.name + at))}} {what}")
     return 0
 
 

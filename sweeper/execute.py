@@ -573,6 +573,8 @@ def _closing(
     for o in outcomes.values():
         if o.state == "failed" and o.root_cause:
             print(f"{o.trial.id} failed: {o.root_cause[0]}")
+    if any(o.state == "failed" for o in outcomes.values()):
+        print(f"why      sweeper diagnose {folder.typed}")
     print(f"records  {folder.path}")
     if tracker.open_command():
         print(f"compare  {tracker.open_command()}")

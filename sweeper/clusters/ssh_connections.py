@@ -144,7 +144,7 @@ class _Line:
             return error.problem
         if self.host.address:
             return self.host.address
-        if found.startswith("127.0.0.1") or found == "::1":
+        if found in ("127.0.0.1", "::1"):
             return Problem(
                 f"host {self.host.name} is reached at {found}, where no other host reaches it",
                 valid="an address of it that all hosts reach",

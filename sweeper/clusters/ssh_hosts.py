@@ -84,7 +84,9 @@ def problems(ssh: Any) -> list[Problem]:
     found = [_unknown(f"cluster.ssh.{key}", key, SETTINGS) for key in ssh if key not in SETTINGS]
     hosts = ssh.get("hosts")
     if not isinstance(hosts, list) or not hosts:
-        return [*found, Problem(f"{_HOSTS}={hosts}: there is no host to run on", valid=_EXAMPLE, key=_HOSTS)]
+        what = "is no list" if hosts and not isinstance(hosts, list) else "there is no host to run on"
+        fix = f"'{_HOSTS}=[{hosts}]'" if isinstance(hosts, str) and hosts else ""
+        return [*found, Problem(f"{_HOSTS}={hosts}: {what}", valid=_EXAMPLE, fix=fix, key=_HOSTS)]
     for number, given in enumerate(hosts):
         found += _wrong_host(given, f"{_HOSTS}[{number}]")
     if not (pinned := ssh.get("known_hosts")) or not all(

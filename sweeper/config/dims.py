@@ -304,11 +304,12 @@ def _range(key: str, line: str, sweep: RangeSweep) -> Dim | Problem:
 
 
 def _finite(key: str, line: str, listed: Sequence[Any], notes: list[str]) -> Dim | Problem:
-    kept: dict[tuple[str, str], Any] = {}
+    kept: dict[tuple[str, Any], Any] = {}
     for value in listed:
         if isinstance(value, float) and not math.isfinite(value):
             return Problem(f"{line}: {value} is no value to run with", valid="finite numbers", key=key)
-        identity = (type(value).__name__, repr(value))
+        plain = isinstance(value, int | float) and not isinstance(value, bool)
+        identity = ("number", value) if plain else (type(value).__name__, repr(value))
         if identity in kept:
             notes.append(f"{key}={value} is there twice in {line}; it is run once")
         kept.setdefault(identity, value)

@@ -52,6 +52,10 @@ def _unreadable(line: str, why: str) -> Problem:
         scale, bounds = distribution["scale"], f"interval({distribution['bounds']})"
         fix = f"'{key}={f'tag(log,{bounds})' if scale.startswith('log') else bounds}'"
     elif value and not value.endswith(",") and not re.search(r"['\"]", value) and re.fullmatch(r"[\w.+~@/]+", key):
+        if value.startswith("[") and value.endswith("]"):  # a shell takes the inner quotes away
+            items = ", ".join(f"'{item.strip()}'" for item in value[1:-1].split(","))
+            fix = f'"{key}=[{items}]"'
+            return Problem(f"cannot read {line!r}: {why}", valid="key=value in Hydra's grammar", fix=fix, key=key)
         # In a shell the outer quotes keep the inner ones, which make any text a plain string.
         fix = f"""'{key}="{value}"' where a plain text is meant"""
     elif value.endswith(","):

@@ -53,6 +53,8 @@ class Asked:
     """Of variables that hold secrets which this run would pass on."""
     needed: Mapping[str, str]
     """Which of them this run may not do without, and how bad it is if they are not set: warn or fail."""
+    addresses: Mapping[str, str]
+    """Node -> the address that the config gives it."""
     nodes: int
     """That a trial takes."""
     gpus_per_node: int
@@ -112,9 +114,16 @@ def _asked(config: Mapping[str, Any], shape: Shape, gang: Gang, kept: int, files
         ports=tuple(sorted(set(_ports(config)))),
         names=tuple(n for n in TOKENS if n in inherit or n in needed),
         needed=needed,
+        addresses=_addresses(config["cluster"]),
         nodes=gang.nodes,
         gpus_per_node=gang.gpus_per_node,
     )
+
+
+def _addresses(cluster: Mapping[str, Any]) -> dict[str, str]:
+    hosts = (cluster.get("ssh") or {}).get("hosts") if cluster.get("kind") == "ssh" else None
+    given = [host for host in hosts or () if isinstance(host, Mapping) and host.get("address")]
+    return {str(host.get("name") or host["host"]): str(host["address"]) for host in given}
 
 
 def _logs_to_wandb(config: Mapping[str, Any]) -> bool:

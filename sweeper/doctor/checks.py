@@ -248,6 +248,11 @@ def _paths(answers: Answers, asked: Asked) -> Iterator[Check]:
 
 def _ports(answers: Answers, asked: Asked) -> Iterator[Check]:
     for node, said in answers.items():
+        address = asked.addresses.get(node, "")
+        if "error" in (said.get("own") or {}).get(address, {}):
+            what = f"{address}, which cluster.ssh.hosts gives it, is no address of its own: nobody can listen there"
+            fix = f"address: <one of `ip -br addr` on {node}> in cluster.ssh.hosts, or none: where it is reached"
+            yield Check("address", FAIL, what, node, fix)
         busy = [port for port, facts in (said.get("ports") or {}).items() if "error" in facts]
         for port in busy:
             fix = f"ss -ltnp 'sport = :{port}' on the node shows by whom; end it or name another port"

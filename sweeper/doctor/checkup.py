@@ -195,6 +195,7 @@ def _look(asked: Asked, timeout_s: float) -> dict[str, Any]:
         "folders": [str(asked.store), "/tmp", "/dev/shm"],  # where Ray keeps its session and its objects
         "paths": list(asked.paths),
         "ports": list(asked.ports),
+        "own": sorted(set(asked.addresses.values())),
         "names": list(asked.names),
         "timeout_s": timeout_s,
     }

@@ -46,6 +46,7 @@ def look(question: Said) -> Said:
         "paths": {path: _guarded(readable, path) for path in question["paths"]},
         "ports": {str(port): _guarded(port_free, port) for port in question["ports"]},
         "any_port": _guarded(port_free, 0),
+        "own": {address: _guarded(port_free, 0, address) for address in question.get("own", ())},
         "names": {name: bool(os.environ.get(name)) for name in question["names"]},
     }
 
@@ -154,11 +155,11 @@ def readable(name: str) -> Said:
 # --- network ---
 
 
-def port_free(port: int) -> Said:
+def port_free(port: int, address: str = "") -> Said:
     """OSError if nobody could listen there."""
     with socket.socket() as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        one.bind(("", port))
+        one.bind((address, port))
     return {}
 
 

@@ -381,3 +381,12 @@ def test_a_wrong_token_and_a_fleet_that_is_not_there_are_told_before_anything_is
     with pytest.raises(RequestError, match="does not accept the token") as error:
         dstack.open(config, clusters.shape(config))
     assert "wrong-one" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [(["cluster.nodes=4,8"], "2 requests in one"), (["cluster=local"], "is of kind local")],
+)
+def test_what_is_no_fleet_is_said(typed: list[str], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        fleet.text(typed)

@@ -364,3 +364,14 @@ def test_the_command_that_shows_the_script_is_the_sweeps_own(monkeypatch: pytest
     with pytest.raises(RequestError) as error:
         slurm.open(config(slurm__mode="allocation"), Shape("slurm", "cuda", 1, 8))
     assert "python sweep.py -m cluster=slurm lr=1e-6 plan=true" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [
+        ("30", 30), ("10:00", 10), ("8:00:00", 480), ("0:30:00", 30), ("1-12", 2160), ("1-00:00:00", 1440),
+        ("2-01:30", 2970), ("infinite", None), ("UNLIMITED", None), ("", None),
+    ],
+)  # fmt: skip
+def test_time_limits_are_read_as_slurm_writes_them(text: str, minutes: float | None) -> None:
+    assert commands.minutes(text) == minutes

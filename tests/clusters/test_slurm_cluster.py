@@ -476,6 +476,7 @@ def test_a_command_on_every_node() -> None:
         ({"device": "cuda", "gpus_per_node": 9}, "a node of partition main has 8 GPUs", "up to 8"),
         ({"device": "cuda", "gpus_per_node": None, "slurm__gres": "gpu:h100"}, "0 GPUs of type h100", ""),
         ({"nodes": 3}, "partition main has 2", "up to 2"),
+        ({"slurm__partition": "small", "slurm__time": "0:30:00"}, "lets a job take 10 minutes", "up to 10 minutes"),
         ({"slurm__mode": "allocation", "nodes": 3}, "partition main has 2", "up to 2"),
     ],
 )

@@ -170,6 +170,15 @@ def test_a_choice_inside_of_a_value_is_refused(line: str) -> None:
     )
 
 
+def test_a_list_whose_quotes_a_shell_took_is_shown_with_them() -> None:
+    said = refused("cluster.slurm.sbatch=[--constraint=nvlink, --x]")
+    assert "try:   \"cluster.slurm.sbatch=['--constraint=nvlink', '--x']\"" in said
+
+
+def test_equal_numbers_are_one_value() -> None:
+    assert read(["kl=choice(0,0.0,1e-3)"]).dims[0].values == (0, 1e-3)
+
+
 def test_whole_numbers_are_not_drawn_from_an_interval_of_all() -> None:
     assert "tp=choice(1,2,4), tp=int(interval(1.0,4.0))" in refused("tp=interval(1.0,4.0)")
     assert read(["tp=int(interval(1,4))"]).dims[0].integer
@@ -314,7 +323,10 @@ def test_a_choice_is_what_hydra_says_and_its_lines_set_it(listed: list[object]) 
     listed = [v.replace("\\", "") if isinstance(v, str) else v for v in listed]
     line = f"+a.b=choice({','.join(map(typed, listed))})"
     (dim,) = read([line]).dims
-    kept = list({(type(v).__name__, repr(v)): v for v in listed}.values())
+    first: dict[object, object] = {}
+    for v in listed:  # 0 and 0.0 are one value, False is another
+        first.setdefault(("number", v) if isinstance(v, int | float) and not isinstance(v, bool) else repr(v), v)
+    kept = list(first.values())
     assert [repr(v) for v in dim.values or ()] == [repr(v) for v in kept]
     for value in dim.values or ():
         again = OverridesParser.create().parse_override(dims.line(dim.key, value))

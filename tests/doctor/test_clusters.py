@@ -68,6 +68,19 @@ def test_hosts_that_answer_are_looked_at_when_another_refuses(tmp_path: Path) ->
         assert [c.name for c in alone.checks] == ["node"] and alone.code == 1
 
 
+@pytest.mark.skipif(not KINDS["ssh"], reason="no tool")
+def test_an_address_that_is_none_of_the_hosts_own_is_named(tmp_path: Path) -> None:
+    section = ssh_cluster.servers()
+    first, second = (f"host: {h['host']}, name: {h['name']}" for h in section["hosts"][:2])
+    typed = [f"cluster.ssh.{key}={section[key]}" for key in ("port", "key", "known_hosts")]
+    hosts = f"cluster.ssh.hosts=[{{{first}, address: 10.255.1.1}},{{{second}}}]"
+    line = ["cluster=ssh", hosts, *typed, "cluster.ssh.config=null", f"cluster.python={sys.executable}"]
+    with initialized():
+        report = checkup.run([*line, "cluster.device=cpu", f"store={tmp_path}"], 300.0)
+    (bad,) = (c for c in report.checks if c.name == "address")
+    assert (report.code, bad.node) == (1, section["hosts"][0]["name"]) and "10.255.1.1" in bad.said
+
+
 def test_two_real_nodes_are_looked_at(cluster: Any, tmp_path: Path) -> None:
     question = Asked(
         config={"engine": {"env": {}}},
@@ -81,6 +94,7 @@ def test_two_real_nodes_are_looked_at(cluster: Any, tmp_path: Path) -> None:
         ports=(),
         names=(),
         needed={},
+        addresses={},
         nodes=2,
         gpus_per_node=1,
     )

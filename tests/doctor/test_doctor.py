@@ -48,6 +48,7 @@ def asked(store: Path, **more: Any) -> Asked:
         "ports": (),
         "names": (),
         "needed": {},
+        "addresses": {},
         "nodes": 1,
         "gpus_per_node": 1,
     }

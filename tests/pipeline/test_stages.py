@@ -401,8 +401,10 @@ def test_an_evaluation_is_of_a_tree_that_has_the_plots(tmp_path: Path) -> None:
 
 def test_the_figures_have_an_interval() -> None:
     rows = [{"state": "finished", "step": 8}, {"state": "pruned", "step": None}]
-    made = evaluate.metrics({"score": 0.5, "step": 8}, rows, [0.2, 0.4])
-    assert made["test"] == {"score": pytest.approx(0.3), "low": 0.2, "high": 0.4, "seeds": 2}
+    made = evaluate.metrics({"score": 0.5, "step": 8}, rows, [0.2, 0.3, 0.4])
+    # Student's, two degrees of freedom: 4.302653 * 0.1 / sqrt(3)
+    low, high = pytest.approx(0.3 - 0.2484138, abs=1e-6), pytest.approx(0.3 + 0.2484138, abs=1e-6)
+    assert made["test"] == {"score": pytest.approx(0.3), "low": low, "high": high, "seeds": 3}
     assert made["sweep"] == {"trials": 2, "finished": 1, "steps": 8}
     assert evaluate.metrics({"score": 0.5, "step": 8}, rows, [0.2])["test"] == {"score": 0.2, "seeds": 1}
     with pytest.raises(SweeperError, match="no score"):

@@ -12,7 +12,7 @@ from sweeper.clusters.dstack import task
 from sweeper.config.compose import compose_points
 from sweeper.config.hydra_app import initialized
 from sweeper.config.space import read
-from sweeper.errors import RequestError, SweeperError
+from sweeper.errors import Problem, RequestError, SweeperError
 
 HEAD = "The fleet of a sweep: dstack apply -f fleet.dstack.yml"
 
@@ -25,7 +25,14 @@ def text(overrides: Sequence[str]) -> str:
     """
     named = [*overrides] if any(o.startswith("cluster=") for o in overrides) else ["cluster=dstack", *overrides]
     with initialized():
-        (item,) = compose_points(read(named).arms)
+        items = compose_points(read(named).arms)
+    item = items[0]
+    if len(items) > 1:
+        what = f"{len(items)} requests in one, and a fleet is one"
+        raise RequestError(Problem(what, valid="a value for each key", fix="cluster.nodes=4   (without commas)"))
+    if (kind := item.config["cluster"]["kind"]) != "dstack":
+        what = f"cluster={item.config['cluster']['name']} is of kind {kind}, and this makes fleets of dstack"
+        raise RequestError(Problem(what, fix="cluster=dstack", key="cluster"))
     if wrong := task.problems(item.config["cluster"]):
         raise RequestError(wrong)
     return task.to_yaml(task.fleet(item.config["cluster"]), head=HEAD)

@@ -86,8 +86,17 @@ def _too_much(config: Mapping[str, Any], settings: Settings, found: commands.Par
     """What is asked of the partition and it has not."""
     wrong = []
     nodes, where = int(config["nodes"]), f"partition {found.name}"
-    if (config["device"] == "cuda" and per_node > found.gpus) or not per_node:
-        kind = settings.gres.partition(":")[2]
+    kind = settings.gres.partition(":")[2]
+    asked = commands.minutes(settings.time) if settings.time else None
+    if asked is not None and found.longest is not None and asked > found.longest:
+        what = f"cluster.slurm.time={settings.time}: {where} lets a job take {found.longest:g} minutes"
+        fix = f"cluster.slurm.time={found.longest:g}, or another partition (sinfo -o '%P %l')"
+        wrong.append(Problem(what, valid=f"up to {found.longest:g} minutes", fix=fix, key="cluster.slurm.time"))
+    if kind and found.types and kind not in found.types and not found.gpus:
+        what = f"cluster.slurm.gres={settings.gres}: {where} has no GPU of type {kind}"
+        fix = f"cluster.slurm.gres=gpu:{found.types[0]}"
+        wrong.append(Problem(what, valid=", ".join(found.types), fix=fix, key="cluster.slurm.gres"))
+    elif (config["device"] == "cuda" and per_node > found.gpus) or not per_node:
         has = f"a node of {where} has {found.gpus} GPUs" + (f" of type {kind}" if kind else "")
         types = f"; it has types {', '.join(found.types)}" if kind and found.types else ""
         what = f"cluster.gpus_per_node={per_node}: {has}{types}"

@@ -117,6 +117,8 @@ class Partition:
     """Cores of that node."""
     types: tuple[str, ...] = ()
     """Types of GPUs that there are."""
+    longest: float | None = None
+    """Minutes that a job may take; None: no limit."""
 
 
 def partition(name: str | None, gres: str) -> Partition:
@@ -130,10 +132,10 @@ def partition(name: str | None, gres: str) -> Partition:
         RequestError: Slurm is not there or does not answer, or has no such partition; says what it has.
     """
     try:
-        answer = run(["sinfo", "--noheader", "--all", "--format=%P|%D|%t|%c|%G"])
+        answer = run(["sinfo", "--noheader", "--all", "--format=%P|%D|%t|%c|%G|%l"])
     except SlurmError as error:
         raise RequestError(unreachable(error)) from error
-    rows = [line.split("|") for line in answer.splitlines() if line.count("|") == 4]
+    rows = [line.split("|") for line in answer.splitlines() if line.count("|") == 5]
     names = list(dict.fromkeys(row[0].rstrip("*") for row in rows))
     chosen = name or next((row[0].rstrip("*") for row in rows if row[0].endswith("*")), None)
     if chosen is None or chosen not in names:
@@ -142,17 +144,30 @@ def partition(name: str | None, gres: str) -> Partition:
             what = "this Slurm has no default partition, and cluster.slurm.partition is not set"
         fix = f"cluster.slurm.partition={names[0]}" if len(names) == 1 else "sinfo --summarize"
         raise RequestError(Problem(what, valid=", ".join(names), fix=fix, key="cluster.slurm.partition"))
-    nodes, best, types = 0, (0, 0), []
-    for where, count, state, cpus, has in rows:
+    nodes, best, types, longest = 0, (0, 0), [], None
+    for where, count, state, cpus, has, limit in rows:
         if where.rstrip("*") != chosen:
             continue
-        gpus = of_gres(has)
+        gpus, longest = of_gres(has), minutes(limit)
         types += [t for t, _ in gpus if t]
         if not state.startswith(("down", "inval", "unk", "fail")):
             nodes += int(count)
         wanted = gres.partition(":")[2]
         best = max(best, (sum(n for t, n in gpus if not wanted or t == wanted), int(re.sub(r"\D", "", cpus) or 0)))
-    return Partition(chosen, nodes, best[0], best[1], tuple(dict.fromkeys(types)))
+    return Partition(chosen, nodes, best[0], best[1], tuple(dict.fromkeys(types)), longest)
+
+
+def minutes(text: str) -> float | None:
+    """A time limit as Slurm writes it (`30`, `10:00`, `8:00:00`, `1-12`, `1-00:00:00`), in minutes (sbatch's manual,
+    `--time`); None: there is none, or it cannot be read."""
+    days, dash, rest = text.strip().rpartition("-")
+    try:
+        parts = [int(part) for part in rest.split(":")]
+        whole = int(days) * 1440.0 if dash else 0.0
+    except ValueError:
+        return None
+    units = (60.0, 1.0, 1 / 60) if dash or len(parts) == 3 else (1.0, 1 / 60)
+    return whole + sum(part * unit for part, unit in zip(parts, units, strict=False))
 
 
 def of_gres(text: str) -> list[tuple[str, int]]:
