@@ -19,7 +19,8 @@ from typing import Any
 from sweeper.clusters.base import RECORD, Exit, recorded
 from sweeper.clusters.gang.node import GANG
 from sweeper.engines.base import Engine, Progress
-from sweeper.trial.records import RecordsError, SweepFolder
+from sweeper.errors import SweeperError
+from sweeper.trial.records import SweepFolder
 
 LOG, STATUS, SPEC = "log.txt", "status.json", "spec.json"
 BESIDE = ("ray.log", "slurm.log")
@@ -159,7 +160,7 @@ class Case:
         home = self._home()
         try:
             typed = home.overrides() if home else None
-        except (RecordsError, KeyError, TypeError):
+        except SweeperError:
             typed = None
         if home is None or typed is None:
             return "sweeper doctor cluster=... model=..."

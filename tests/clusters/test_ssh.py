@@ -252,12 +252,12 @@ def test_a_host_that_cannot_be_reached_for_a_while_costs_nothing(tmp_path: Path)
         assert isinstance(cluster, HostsCluster)
         attempt = start(cluster, tmp_path / "a")
         servers.stop("127.0.0.3")
-        wait_for(lambda: cluster.free()[1] == 0)
+        wait_for(lambda: "host1" in attempt.silent())
         assert attempt.poll() is None, "it runs on, for all that is known"
-        assert "host1" in attempt.silent(), "and is said not to be heard from"
+        assert cluster.free()[1] == 0
         servers.start("127.0.0.3")
         wait_for(lambda: cluster.free() == (1, 1))
-        assert not attempt.silent()
+        wait_for(lambda: not attempt.silent())
         attempt.kill()
         assert attempt.wait(120).reason == "stopped"
         cluster.close()

@@ -74,7 +74,7 @@ def _slurm(tmp_path: Path) -> str:
     """A folder with a `sinfo` that knows what the pages plan for; the real one is asked in tests/clusters."""
     folder = tmp_path / "slurm"
     folder.mkdir()
-    (folder / "sinfo").write_text("#!/bin/sh\necho 'main*|4|idle|128|gpu:h100:8'\n")
+    (folder / "sinfo").write_text("#!/bin/sh\necho 'main*|4|idle|128|gpu:h100:8|2-00:00:00'\n")
     (folder / "sinfo").chmod(0o755)
     return str(folder)
 
