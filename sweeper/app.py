@@ -102,7 +102,7 @@ def _refused_at_its_start(plan: Plan) -> None:
     plan too."""
     from sweeper import prepare
 
-    prepare.check(trial.config for trial in plan.trials if not trial.problems)
+    prepare.check(prepare.every(trial.config for trial in plan.trials if not trial.problems))
     lineage = plan.settings["lineage"]
     if lineage["strict"] or lineage["reproduces"]:
         from sweeper import execute

@@ -525,9 +525,10 @@ def _new_folder(store: Path, plan: Plan) -> SweepFolder:
 def _prepare(trials: Sequence[Trial], display: events.Display) -> None:
     """Build the models and data that the trials need and the cache lacks; each once."""
     asked = Interpreter.of(trials[0].config)
-    prepare.check(t.config for t in trials)
+    builds = prepare.every(t.config for t in trials)
+    prepare.check(builds)
     prepare.run(
-        prepare.missing(t.config for t in trials),
+        prepare.absent(builds),
         asked.python,
         lambda line: display.event("preparing", message=line),
         asked.env,

@@ -50,8 +50,17 @@ def missing(configs: Iterable[Mapping[str, Any]], cache_root: Path | None = None
     Only for configs without problems. A model path or training file that the user typed takes the place of ours, which
     is then not made.
     """
-    builds = {b.path: b for config in configs for b in needed(config, cache_root)}
-    return [b for b in builds.values() if not Path(b.path).is_dir()]
+    return absent(every(configs, cache_root))
+
+
+def every(configs: Iterable[Mapping[str, Any]], cache_root: Path | None = None) -> list[Build]:
+    """What these configs take from the cache, each once, made or not."""
+    return [*{b.path: b for config in configs for b in needed(config, cache_root)}.values()]
+
+
+def absent(builds: Iterable[Build]) -> list[Build]:
+    """Those that are not made yet."""
+    return [b for b in builds if not Path(b.path).is_dir()]
 
 
 def needed(config: Mapping[str, Any], cache_root: Path | None = None) -> list[Build]:
@@ -67,7 +76,7 @@ def needed(config: Mapping[str, Any], cache_root: Path | None = None) -> list[Bu
     return builds
 
 
-def check(configs: Iterable[Mapping[str, Any]], *, contents: bool = True) -> None:
+def check(builds: Iterable[Build], *, contents: bool = True) -> None:
     """What is built already is as it was built: it is data and models that no trial may take otherwise.
 
     Args:
@@ -80,7 +89,7 @@ def check(configs: Iterable[Mapping[str, Any]], *, contents: bool = True) -> Non
     from sweeper.lineage.hashes import Hashes
 
     problems = []
-    for build in {b.path: b for config in configs for b in needed(config)}.values():
+    for build in builds:
         folder = Path(build.path)
         if not folder.is_dir():
             continue

@@ -232,13 +232,13 @@ def test_what_was_built_and_altered_since_is_refused(
     monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path))
     own = config(actor_rollout_ref={"model": {"path": "/a/model"}})
     (build,) = prepare.needed(own)
-    prepare.check([own])
+    prepare.check(prepare.every([own]))
     environments.build(build.kind, Path(build.path), build.spec)
-    prepare.check([own])
+    prepare.check(prepare.every([own]))
     file = Path(build.path) / "val.parquet"
     harm(file)
     with pytest.raises(RequestError, match=said) as caught:
-        prepare.check([own, own])
+        prepare.check(prepare.every([own, own]))
     assert f"rm -r {build.path}" in str(caught.value) and str(caught.value).count("valid:") == 1
     (tmp_path / f".{Path(build.path).name}.files").unlink()
-    prepare.check([own])  # of before there was such a file: nobody knows
+    prepare.check(prepare.every([own]))  # of before there was such a file: nobody knows

@@ -70,7 +70,7 @@ def _inputs(config: dict[str, Any]) -> list[dict[str, Any]]:
     python = str(engine["python"] or sys.executable)
     if hasattr(prepare, "check"):  # not in the code of older records
         # What differs is named by its role, beside what was recorded.
-        prepare.check([config], contents=False)
+        prepare.check(prepare.every([config]), contents=False)
     prepare.run(prepare.missing([config]), python, lambda text: print(text, file=sys.stderr), engine["env"])
     return inputs.of(config, fresh=True)
 
