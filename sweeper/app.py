@@ -61,8 +61,9 @@ def _known(overrides: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
 
 def _answer(plan: Plan, output: str, asked: bool, resume: bool) -> int:
     if asked:
+        _as_built(plan)
         shown = _show(plan, output)
-        _refused_at_its_start(plan)
+        _lineage(plan)
         return shown
     if found := [*plan.problems, *unlaunchable(plan)]:
         return _refuse(found, len(plan.sized), output)
@@ -97,12 +98,15 @@ def _again(line: str, now: Sequence[str]) -> str:
     return next((other for other in reversed(now) if key_of(other) == key_of(line)), "(not typed)")
 
 
-def _refused_at_its_start(plan: Plan) -> None:
-    """What the start of a sweep would refuse about what is built, its code or the run that it repeats is refused in its
-    plan too."""
+def _as_built(plan: Plan) -> None:
+    """Data and models that were altered since they were built are refused before anything is said of a sweep."""
     from sweeper import prepare
 
     prepare.check(prepare.every(trial.config for trial in plan.trials if not trial.problems))
+
+
+def _lineage(plan: Plan) -> None:
+    """What the start of a sweep would refuse about its code or the run that it repeats is refused in its plan too."""
     lineage = plan.settings["lineage"]
     if lineage["strict"] or lineage["reproduces"]:
         from sweeper import execute

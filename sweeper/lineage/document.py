@@ -78,6 +78,8 @@ def load(place: Path) -> dict[str, Any]:
                 key="schema",
             )
         )
+    if isinstance(value.get("environment"), dict):
+        value["environment"].setdefault("nodes", [])  # records from before it was a field: nobody knows
     return value
 
 

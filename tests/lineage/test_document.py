@@ -125,3 +125,12 @@ def test_a_line_a_leaf(tmp_path: Path) -> None:
     text = document.write(tmp_path, a_record()).read_text()
     assert '\n  "actor.lr": 0.001,\n' in text
     assert json.loads(text) == a_record()
+
+
+def test_a_record_from_before_the_nodes_were_a_field_is_read(tmp_path: Path) -> None:
+    record = a_record()
+    document.write(tmp_path, record)
+    before = json.loads((tmp_path / document.NAME).read_text())
+    del before["environment"]["nodes"]
+    (tmp_path / document.NAME).write_text(json.dumps(before))
+    assert document.read(tmp_path)["environment"]["nodes"] == []
