@@ -88,7 +88,7 @@ def check(builds: Iterable[Build], *, contents: bool = True) -> None:
     """
     from sweeper.lineage.hashes import Hashes
 
-    problems = []
+    problems, hashes = [], Hashes()
     for build in builds:
         folder = Path(build.path)
         if not folder.is_dir():
@@ -99,7 +99,7 @@ def check(builds: Iterable[Build], *, contents: bool = True) -> None:
                 wrong = "is missing"
             elif contents and (now := path.stat().st_size) != size:
                 wrong = f"has {now} bytes, {size} were built"
-            elif contents and (other := Hashes().file(path)) != sha:
+            elif contents and (other := hashes.file(path)) != sha:
                 wrong = f"has other content than was built (sha256 {other[:12]}, was {sha[:12]})"
             else:
                 continue
