@@ -134,6 +134,8 @@ def _run(
         mode=_mode(plan),
         overrides=list(plan.overrides),
     )
+    for line in plan.untrained:
+        display.event("note", message=line)
     tracker = tracking.get(plan.settings["tracking"], warn=lambda message: display.event("warning", message=message))
     tracker.sweep_started(
         folder.name,

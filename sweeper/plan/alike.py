@@ -1,15 +1,19 @@
-"""Arms that compute the same: those that differ in placement only, and those that do not differ at all.
+"""Arms that compute the same: by their placement, by keys that are not read there, and those that do not differ at all.
 
 Guarantees: two arms compute the same exactly where they search the same dims and their points have the same
-fingerprints; of those, two that have the same placement too are a problem that names both, and all others are found, to
-be run each and compared by their placement.
+fingerprints, but for keys of which the engine says that they cannot matter there (`Engine.idle`). Of those, arms with
+another placement are found, to be run each and compared by it; of arms that differ only in keys that are not read, the
+first is trained for all of them; two that differ in nothing are a problem that names both. No fingerprint is changed by
+any of this: the config of what is trained is the one that was composed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from sweeper import engines
 from sweeper.config import dims as space
 from sweeper.engines.base import Config
 from sweeper.errors import Problem
@@ -29,21 +33,60 @@ _NOT_THERE = {"absent": True}  # no leaf is a mapping
 _ABSENT = object()
 
 
-def find(arms: Sequence[ArmPlan]) -> tuple[tuple[Alike, ...], list[Problem]]:
-    """The groups of arms that differ from each other in placement only, and a problem for those that do in nothing.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was found of the arms of a plan."""
 
-    Not asked of an arm without a trial that can run.
-    """
+    groups: tuple[Alike, ...]
+    """Arms that differ from each other in placement only."""
+    instead: Mapping[str, str]
+    """Arm id -> the arm that is trained instead of it, where they differ only in what is not read."""
+    problems: tuple[Problem, ...]
+    """Arms that differ in nothing."""
+
+
+def find(arms: Sequence[ArmPlan]) -> Found:
+    """Every two arms that compute the same. Not asked of an arm without a trial that can run."""
     known = [arm for arm in arms if arm.example is not None]
-    groups, twice = [], list[list[ArmPlan]]()
+    groups, instead, twice = [], dict[str, str](), list[list[ArmPlan]]()
     for same in _same(known):
         places: dict[str, list[ArmPlan]] = {}
         for arm, place in same:
             places.setdefault(place, []).append(arm)
-        twice += [several for several in places.values() if len(several) > 1]
+        for several in places.values():
+            whole: dict[tuple[str, str], list[ArmPlan]] = {}
+            for arm in several if len(several) > 1 else ():
+                whole.setdefault(_prints(arm), []).append(arm)
+            twice += [equal for equal in whole.values() if len(equal) > 1]
+            instead.update({arm.id: several[0].id for arm in several[1:]})
         if len(places) > 1:
             groups.append(_alike([arm for arm, _ in same]))
-    return tuple(groups), [*_problems(twice)]
+    return Found(tuple(groups), instead, (*_problems(twice),))
+
+
+def untrained(arms: Sequence[ArmPlan], instead: Mapping[str, str]) -> list[str]:
+    """What is said of the arms that another one stands for, a line for each that does."""
+    by_id = {arm.id: arm for arm in arms}
+    beside: dict[str, list[ArmPlan]] = {}
+    for other, kept in instead.items():
+        beside.setdefault(kept, []).append(by_id[other])
+    lines = []
+    for kept, others in beside.items():
+        labels = "; ".join(arm.label for arm in others[:SHOWN])
+        more = f"; and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+        why = ", ".join(_unread(by_id[kept], others))
+        lines.append(f"arm {by_id[kept].label} is trained once, also for {labels}{more}: {why}")
+    more = f"; and so on for {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+    return [*lines[: SHOWN - 1], *(line + more for line in lines[SHOWN - 1 : SHOWN])]
+
+
+def _unread(kept: ArmPlan, others: Sequence[ArmPlan]) -> Iterator[str]:
+    """Why each key that these arms differ in cannot matter in them."""
+    config = _config(kept)
+    engine = engines.get(config["engine"]["name"])
+    for key in _varied([kept, *others])[0]:
+        why = engine.idle(config, key)
+        yield f"{key} is not read{f' ({why})' if why else ''}"
 
 
 def note(groups: Sequence[Alike]) -> list[str]:
@@ -70,7 +113,7 @@ def _same(arms: Sequence[ArmPlan]) -> Iterator[list[tuple[ArmPlan, str]]]:
     for several in suspects.values():
         found: dict[str, list[tuple[ArmPlan, str]]] = {}
         for arm in several if len(several) > 1 else ():
-            identity, place = _prints(arm)
+            identity, place = _prints(arm, read=True)
             found.setdefault(identity, []).append((arm, place))
         yield from (same for same in found.values() if len(same) > 1)
 
@@ -83,11 +126,18 @@ def _config(arm: ArmPlan) -> Config:
 
 
 def _mark(config: Config, reference: Config) -> str:
-    """Equal for two configs where their fingerprints are; hardly ever where they are not (1 and `true` look alike)."""
+    """Equal for two configs where the fingerprints of what is read are; hardly ever where they are not (1 and `true`
+    look alike)."""
     patterns = placement_of(config)
     mine, theirs = (both_leaves(_apart(*pair), patterns)[0] for pair in ((config, reference), (reference, config)))
     changed = {key: value for key, value in mine.items() if theirs.get(key, _ABSENT) != value}
-    return fingerprint_of({**changed, **{key: _NOT_THERE for key in theirs if key not in mine}})
+    return fingerprint_of(_read({**changed, **{key: _NOT_THERE for key in theirs if key not in mine}}, config))
+
+
+def _read(leaves: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """Those that can matter in that config."""
+    engine = engines.get(config["engine"]["name"])
+    return {key: value for key, value in leaves.items() if not engine.idle(config, key)}
 
 
 def _apart(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,8 +151,8 @@ def _apart(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any
     return found
 
 
-def _prints(arm: ArmPlan) -> tuple[str, str]:
-    """What stands for all that the arm computes, and for where it does."""
+def _prints(arm: ArmPlan, *, read: bool = False) -> tuple[str, str]:
+    """What stands for all that the arm computes, and for where it does; `read`: but for keys that cannot matter."""
     configs = [_config(arm)]
     if arm.dims:
         first = {dim.name: space.ends(dim)[0] for dim in arm.dims}
@@ -110,6 +160,8 @@ def _prints(arm: ArmPlan) -> tuple[str, str]:
     identities, places = [], []
     for config in configs:
         identity, rest = both_leaves(config, placement_of(config))
+        if read:
+            identity, rest = _read(identity, config), _read(rest, config)
         identities.append(fingerprint_of(identity))
         places.append({key: value for key, value in rest.items() if key.partition(".")[0] not in _WRITTEN})
     return " ".join(identities), canonical({str(n): place for n, place in enumerate(places)})

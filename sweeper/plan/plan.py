@@ -61,7 +61,9 @@ class Plan:
     """Expected share of the search's steps that the scheduler leaves; None where it ends nothing early."""
     notes: tuple[str, ...] = ()
     alike: tuple[Alike, ...] = ()
-    """Groups of arms that differ in placement only. No two arms differ in nothing."""
+    """Groups of arms that differ in placement only. No two arms differ in nothing, or in nothing that is read."""
+    untrained: tuple[str, ...] = ()
+    """Of the arms that were asked for and are not there, since another one computes the same: a line each."""
 
     @property
     def trials(self) -> list[Trial]:
@@ -190,9 +192,11 @@ class _Builder:
         self._idle: list[str] = []
         """What is not searched somewhere, and why."""
         self._shapes: dict[str, Shape] = {}
+        self._untrained: list[str] = []
 
     def plan(self, overrides: tuple[str, ...], bases: Sequence[Composed]) -> Plan:
         """The whole plan; what is wrong with the request is in `problems`."""
+        before = [*self.notes]
         self._idle = spaces.homeless(self._dims, bases)
         planned = [found for n, base in enumerate(bases) if (found := self._arm(str(n), base)) is not None]
         self.notes += self._idle
@@ -213,13 +217,22 @@ class _Builder:
             )
         for arm in arms:
             self.problems += checks.arm(arm, self._search)
-        groups, twice = alike.find(arms)
-        self.problems += twice
-        self.notes += alike.note(groups)
+        same = alike.find(arms)
+        self.problems += same.problems
+        if same.instead and not self.problems:
+            # Planned anew without them, for the ids of arms and trials have no gaps.
+            self._untrained += alike.untrained(arms, same.instead)
+            self.notes = before
+            kept = [base for arm, base in zip(arms, bases, strict=True) if arm.id not in same.instead]
+            return self.plan(overrides, kept)
+        self.notes += [*self._untrained, *alike.note(same.groups)]
         share = None if self.problems else checks.share(arms, self._search)
         self._say()
         notes = tuple(dict.fromkeys(self.notes))
-        return replace(draft, arms=arms, sized=tuple(sized), pruned=share, notes=notes, alike=groups)
+        untrained = tuple(self._untrained)
+        return replace(
+            draft, arms=arms, sized=tuple(sized), pruned=share, notes=notes, alike=same.groups, untrained=untrained
+        )
 
     def _say(self) -> None:
         if self._search.scheduler != "none" and self._search.sampler == "none":

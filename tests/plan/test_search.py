@@ -13,6 +13,7 @@ from sweeper.config.hydra_app import initialized
 from sweeper.errors import RequestError
 from sweeper.plan import render
 from sweeper.plan.plan import Plan, make
+from sweeper.trial.identity import fingerprint
 
 TPE, LR, KL = "search=tpe", "lr=tag(log,interval(1e-6,1e-3))", "kl=choice(0,1e-3)"
 CRITIC = "critic.optim.lr=tag(log,interval(1e-6,1e-4))"
@@ -429,6 +430,41 @@ def test_an_arm_that_is_there_twice_is_refused_by_both_names(lines: list[str], s
     found = refused(*lines)
     assert found.startswith("kl=0") and said in found and "try:   kl=0 alone" in found
     assert found.count("one and the same") == 1
+
+
+def test_arms_that_differ_in_a_key_that_is_not_read_are_trained_once() -> None:
+    plan = make(["algorithm=grpo,ppo", "critic.optim.lr=1e-4,1e-3"])
+    assert [(t.id, t.label) for t in plan.trials] == [
+        ("000", "algorithm=grpo critic.optim.lr=0.0001"),
+        ("001", "algorithm=ppo critic.optim.lr=0.0001"),
+        ("002", "algorithm=ppo critic.optim.lr=0.001"),
+    ]
+    assert [arm.id for arm in plan.arms] == ["0", "1", "2"]
+    said = "also for algorithm=grpo critic.optim.lr=0.001: critic.optim.lr is not read (there is no critic)"
+    assert said in text(plan) and len(plan.untrained) == 1
+    alone = make(["algorithm=grpo", "critic.optim.lr=1e-4"]).trials[0]
+    assert fingerprint(dict(plan.trials[0].config)) == fingerprint(dict(alone.config))
+
+
+def test_a_key_that_is_not_read_is_neither_in_a_search_nor_beside_a_placement() -> None:
+    searched = make([TPE, LR, "algorithm=grpo,ppo", "critic.optim.lr=1e-4,1e-3"])
+    assert [arm.label.partition(" ")[0] for arm in searched.arms] == [
+        "algorithm=grpo",
+        "algorithm=ppo",
+        "algorithm=ppo",
+    ]
+    placed = make([f"{MICRO}=4096,8192", "critic.optim.lr=1e-4,1e-3"])
+    assert len(placed.trials) == 2 and len(placed.alike) == 1
+    everywhere = ["search=grid", "algorithm=choice(grpo,ppo)", "critic.optim.lr=1e-4,1e-3"]
+    assert len(make(everywhere).trials) == 4 and make(everywhere).untrained == ()  # it is read in points of each arm
+
+
+def test_many_arms_that_another_stands_for_are_counted() -> None:
+    values = ",".join(f"{n}e-4" for n in range(1, 7))
+    plan = make([f"critic.optim.lr={values}", "lr=1e-6,1e-5,1e-4,1e-3"])
+    assert len(plan.trials) == 4
+    assert len(plan.untrained) == 3 and "; and 2 more: " in plan.untrained[0]
+    assert plan.untrained[-1].endswith("; and so on for 1 more")
 
 
 def test_values_that_python_takes_for_equal_are_arms_of_their_own() -> None:
