@@ -162,7 +162,7 @@ def _sweep(store: Path, folder: SweepFolder, asked: Keep | None, made: Survey, *
             idle.append(trial)
     decision = rules.decide(checkpoints, standings, forks, keep, mode=mode)
     if decision.free:
-        checkpoints = _registered(folder, checkpoints)
+        checkpoints = retention.registered(folder, checkpoints)
         decision = rules.decide(checkpoints, standings, forks, keep, mode=mode)
     gone = {c.key for c, _ in decision.free}
     kept = {c.trial for c in checkpoints if c.key not in gone}
@@ -181,21 +181,6 @@ def _sweep(store: Path, folder: SweepFolder, asked: Keep | None, made: Survey, *
     if live:
         made.notes.append(f"{folder.name} runs: only trials that are done are touched")
     return found
-
-
-def _registered(folder: SweepFolder, checkpoints: list[Checkpoint]) -> list[Checkpoint]:
-    """Pinned too: what somebody has put into MLflow's model registry. Asked for where something would go.
-
-    Raises:
-        SweeperError: MLflow does not answer.
-    """
-    from sweeper.tracking import registry
-
-    held = registry.held(folder.path)
-    return [
-        replace(c, pins=(*c.pins, f"by mlflow ({said})")) if (said := held.get(c.path.resolve())) else c
-        for c in checkpoints
-    ]
 
 
 def _left(

@@ -2,7 +2,8 @@
 trial's checkpoints and removing one.
 
 Guarantees: what keep.py protects stays; a checkpoint is never half there under its name (it is renamed first, then
-deleted); no error of it ends a sweep, the first is said; at a trial's end it looks at that trial's folder and, where
+deleted); where MLflow's model registry does not answer nothing is freed, and it is asked again a minute later at the
+earliest; no error of it ends a sweep, the first is said; at a trial's end it looks at that trial's folder and, where
 the whole sweep has a budget, at what it remembers of the others: 40 ms of a processor where 3,000 are done.
 """
 
@@ -11,19 +12,24 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from sweeper.checkpoints import keep as rules
 from sweeper.checkpoints import manifest, origin, pins
 from sweeper.checkpoints.keep import Checkpoint, Forked, Keep, Standing
 from sweeper.engines.base import Engine
+from sweeper.errors import SweeperError
 from sweeper.search.outcome import Outcome
 from sweeper.trial.ledger import Event
 from sweeper.trial.records import SweepFolder
 
 GONE = ".gone-"
 """Begins the name of what is being deleted."""
+AGAIN_S = 60.0
+"""After MLflow did not answer. A client waits up to a minute for a server that hangs: no trial's end should."""
 
 
 class Retention:
@@ -46,6 +52,8 @@ class Retention:
         self._done: dict[str, list[Checkpoint]] = {}
         """What is left of trials that are done, by trial."""
         self._said: set[str] = set()
+        self._ask_at = 0.0
+        """When the registry may be asked again; of the monotonic clock."""
 
     def ended(self, outcomes: Mapping[str, Outcome], trial: str) -> None:
         """A trial has ended: free what need not stay. Never raises."""
@@ -53,7 +61,7 @@ class Retention:
             self._ended(outcomes, trial)
         except Exception as error:
             # Whatever it is, the sweep's results do not depend on it.
-            self._say(f"checkpoints are not freed: {error}")
+            self._say(f"checkpoints are not freed: {str(error).splitlines()[0] if str(error) else repr(error)}")
 
     def _ended(self, outcomes: Mapping[str, Outcome], trial: str) -> None:
         whole_sweep = self._keep.top_k is not None or self._keep.gb is not None
@@ -71,6 +79,15 @@ class Retention:
         found = [c for name in asked for c in self._held(outcomes[name])]
         standings = [standing(outcomes[name]) for name in asked]
         decision = rules.decide(found, standings, self._forks, self._keep, mode=self._mode)
+        if decision.free:
+            if time.monotonic() < self._ask_at:
+                return
+            try:
+                found = registered(self._folder, found)
+            except SweeperError:
+                self._ask_at = time.monotonic() + AGAIN_S
+                raise
+            decision = rules.decide(found, standings, self._forks, self._keep, mode=self._mode)
         for checkpoint, _ in decision.free:
             if checkpoint.trial != trial and not outcomes[checkpoint.trial].done:
                 continue  # it was looked at for the budget; what it needs is judged at its own end
@@ -137,6 +154,21 @@ def scan(engine: Engine, folder: Path, trial: str) -> list[Checkpoint]:
         )
         for saved in engine.kept(folder)
         if not saved.path.is_symlink()
+    ]
+
+
+def registered(folder: SweepFolder, checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """With what is in MLflow's model registry pinned too, whoever put it there. To be asked where something would go.
+
+    Raises:
+        SweeperError: MLflow does not answer.
+    """
+    from sweeper.tracking import registry
+
+    held = registry.held(folder.path)
+    return [
+        replace(c, pins=(*c.pins, f"by mlflow ({said})")) if (said := held.get(c.path.resolve())) else c
+        for c in checkpoints
     ]
 
 

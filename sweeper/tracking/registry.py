@@ -22,7 +22,7 @@ _MODEL = re.compile(r"\bm-[0-9a-f]{32}\b")
 
 
 def held(sweep: Path) -> dict[Path, str]:
-    """Checkpoint, resolved -> the versions that it is, as people say them; of the sweep's own tracking store.
+    """Checkpoint of the sweep, resolved -> the versions that it is, as people say them; of the sweep's own tracking store.
 
     Args:
         sweep: the sweep's folder.
@@ -42,12 +42,13 @@ def held(sweep: Path) -> dict[Path, str]:
     try:
         client: Any = MlflowClient(tracking_uri=uri)
         for version in _versions(client):
-            path = version.tags.get("sweeper.path") or _of_model(client, version, models)
-            if path:
+            said_path = version.tags.get("sweeper.path") or _of_model(client, version, models)
+            path = Path(said_path).resolve() if said_path else None
+            if path and path.is_relative_to(sweep.resolve()):
                 # What a search gives has no aliases (MLflow 3.17).
                 aliases = client.get_model_version(version.name, version.version).aliases
                 said = f"version {version.version} of {version.name}" + (f" ({', '.join(aliases)})" if aliases else "")
-                found.setdefault(Path(path).resolve(), []).append(said)
+                found.setdefault(path, []).append(said)
     except Exception as error:
         again = f"sweeper gc {SweepFolder(sweep).typed}"
         raise SweeperError(

@@ -17,6 +17,7 @@ from sweeper.checkpoints import manifest, pins, start
 from sweeper.checkpoints.keep import Keep
 from sweeper.checkpoints.retention import Retention
 from sweeper.engines.base import Progress
+from sweeper.errors import SweeperError
 from sweeper.lineage.hashes import Hashes
 from sweeper.search.outcome import Outcome
 from sweeper.trial.ledger import Event
@@ -143,6 +144,39 @@ def test_a_pin_that_comes_while_the_other_sweep_runs_is_seen(tmp_path: Path) -> 
     pins.unpin(folder.checkpoints("000"), pin.name)
     retention.ended(outcomes, "001")
     assert steps(folder.checkpoints("000")) == []
+
+
+def test_while_a_sweep_runs_what_somebody_registers_stays_and_a_registry_that_is_away_frees_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The registry is a fake; tests/tracking/test_lineage.py asks a real one."""
+    folder = SweepFolder.create(tmp_path / "runs", "s", [])
+    outcome = Outcome(fake_trial(0), state="finished", attempts=1)
+    checkpoints = folder.checkpoints("000")
+    for step in (2, 4, 6):
+        save(checkpoints, step)
+    said: list[str] = []
+    asked: list[Path] = []
+
+    def away(sweep: Path) -> dict[Path, str]:
+        asked.append(sweep)
+        raise SweeperError("MLflow does not answer\n  try:   again")
+
+    monkeypatch.setattr("sweeper.tracking.registry.held", away)
+    retention = Retention(Keep(last=1), engines.get("verl"), folder, lambda _: [], warn=said.append)
+    for _ in range(2):
+        retention.ended({"000": outcome}, "000")
+    assert steps(checkpoints) == [2, 4, 6]
+    assert said == [f"checkpoints are not freed: MLflow does not answer; sweeper gc {folder.typed} shows them"]
+    assert asked == [folder.path], "a server that hangs does not hold up every trial's end"
+
+    monkeypatch.setattr("sweeper.checkpoints.retention.AGAIN_S", 0.0)
+    again = Retention(Keep(last=1), engines.get("verl"), folder, lambda _: [], warn=said.append)
+    again.ended({"000": outcome}, "000")
+    held = {(checkpoints / "global_step_2").resolve(): "version 1 of mine (figure-3)"}
+    monkeypatch.setattr("sweeper.tracking.registry.held", lambda _sweep: held)
+    again.ended({"000": outcome}, "000")
+    assert steps(checkpoints) == [2, 6], "once it answers"
 
 
 def test_while_a_sweep_runs_what_stays_keeps_its_ancestors(tmp_path: Path) -> None:
