@@ -11,13 +11,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sweeper.errors import Problem, RequestError, SweeperError
 from sweeper.plan import render
 from sweeper.plan.plan import Plan, make, unlaunchable
 from sweeper.trial.records import SweepFolder, to_json
 from sweeper.trial.spec import key_of
+
+if TYPE_CHECKING:
+    from sweeper.search.placement import Probing
 
 
 def run(overrides: Sequence[str], *, resume: bool = False, before: Sequence[str] = ()) -> int:
@@ -137,13 +140,25 @@ def report(error: SweeperError, output: str) -> int:
 
 
 def _show(plan: Plan, output: str) -> int:
+    probes = _probes(plan)
     if output == "json":
-        render.print_json(plan, sys.stdout)
+        render.print_json(plan, sys.stdout, probes)
     else:
-        render.text(plan, sys.stdout)
+        render.text(plan, sys.stdout, probes)
         print("\nnothing was launched; without plan=true this runs" if not plan.problems else "")
     sys.stdout.flush()  # a reader who has gone is found out here, not when the interpreter ends
     return 2 if plan.problems else 0
+
+
+def _probes(plan: Plan) -> list[Probing]:
+    """The runs before the first trial; what cannot run is not probed for."""
+    from sweeper import engines
+    from sweeper.search import placement
+
+    examples = [arm.example for arm in plan.arms if arm.example]
+    if plan.problems or not examples:
+        return []
+    return placement.expected(plan, engines.get(examples[0].trial.config["engine"]["name"]))
 
 
 def _refuse(found: list[tuple[Problem, list[str]]], total: int, output: str) -> int:

@@ -6,8 +6,9 @@ not imported (printing a plan must stay as quick as composing it).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TextIO
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TextIO
 
 from sweeper.config.dims import shown
 from sweeper.engines.base import Shape
@@ -15,6 +16,9 @@ from sweeper.errors import Problem
 from sweeper.plan.arms import ArmPlan, Sized
 from sweeper.plan.plan import Plan
 from sweeper.trial.records import to_json
+
+if TYPE_CHECKING:
+    from sweeper.search.placement import Probing
 
 FIXED = 3
 """The first columns are always there; one of the others only where a trial has something in it."""
@@ -24,8 +28,8 @@ REASONS = 4
 """Reasons printed why points of a space cannot run."""
 
 
-def text(plan: Plan, out: TextIO) -> None:
-    """Print the plan."""
+def text(plan: Plan, out: TextIO, probes: Sequence[Probing] = ()) -> None:
+    """Print the plan; `probes`: what is run before its first trial."""
     shapes = [*dict.fromkeys(plan.shapes.values())]
     where = f" on {_shape(shapes[0])}" if len(shapes) == 1 else " on several clusters" if shapes else ""
     print(f"plan: {_count(plan.total, 'trial')}{where}", file=out)
@@ -52,9 +56,26 @@ def text(plan: Plan, out: TextIO) -> None:
             f"({plan.pruned:.0%} of the search's steps, by arithmetic)",
             file=out,
         )
+    for line in _probes(probes):
+        print(line, file=out)
     for note in (*plan.notes, *(note for shape in shapes for note in shape.notes)):
         print(f"note: {note}", file=out)
     problems(plan.problems, out, total=len(plan.sized))
+
+
+def _probes(probes: Sequence[Probing]) -> list[str]:
+    """The runs that choose a placement, one line for those that turn the same knobs."""
+    same: dict[tuple[tuple[str, ...], int], list[Probing]] = {}
+    for each in probes:
+        same.setdefault((each.knobs, each.steps), []).append(each)
+    lines = []
+    for (knobs, steps), several in same.items():
+        hours = [each.gpu_hours for each in several if each.gpu_hours is not None]
+        cost = f", about {sum(hours):,.1f} GPU-hours besides" if hours else ""
+        runs = _count(sum(each.runs for each in several), "probe")
+        lines.append(f"before the first trial at most {runs} of {_count(steps, 'step')} for its placement{cost}:")
+        lines.append(f"  {', '.join(knobs)}; placement.probe=false runs none")
+    return lines
 
 
 def _search(plan: Plan) -> list[str]:
@@ -135,7 +156,7 @@ def problems(found: list[tuple[Problem, list[str]]], out: TextIO, total: int) ->
             print(line, file=out)
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
+def as_json(plan: Plan, probes: Sequence[Probing] = ()) -> dict[str, Any]:
     """The plan for machines; the schema is in docs/events.md."""
     return {
         "event": "plan",
@@ -179,13 +200,14 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "gpu_hours": plan.gpu_hours,
         "expected_gpu_hours": plan.expected_gpu_hours,
         "expected_share": plan.pruned,
+        "probes": [asdict(each) for each in probes],
         "notes": list(plan.notes),
     }
 
 
-def print_json(plan: Plan, out: TextIO) -> None:
+def print_json(plan: Plan, out: TextIO, probes: Sequence[Probing] = ()) -> None:
     """Print the plan as one line of JSON."""
-    print(to_json(as_json(plan)), file=out)
+    print(to_json(as_json(plan, probes)), file=out)
 
 
 def _arm(arm: ArmPlan, plan: Plan) -> dict[str, Any]:

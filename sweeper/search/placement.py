@@ -263,25 +263,108 @@ def choose(plan: Plan, engine: Engine, cluster: Cluster, folder: Path, display: 
     Measures where `placement.probe` says so, one placement at a time; what was measured before is used again.
     """
     found: dict[str, Choice] = {}
-    questions: dict[Path, tuple[_Question, list[str], int]] = {}
+    for number, (at, asked) in enumerate(_questions(plan, engine).items()):
+        probes = _Probes(asked, at, engine, cluster, folder / "placement" / str(number), display)
+        choice = probes.answer()
+        if choice is None:
+            continue
+        display.event("warning" if choice.warning else "note", message=f"placement {choice.why}")
+        found.update(dict.fromkeys(asked.arms, choice))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Probing:
+    """What a new sweep would measure for some of its arms before the first trial."""
+
+    arms: tuple[str, ...]
+    """Their ids."""
+    knobs: tuple[str, ...]
+    runs: int
+    """At most: a knob that brings nothing is not turned further."""
+    steps: int
+    """Of each run, with the first, which is not counted."""
+    gpu_hours: float | None
+    """Of all those runs, an estimate as that of a trial; None where there is none."""
+
+
+def expected(plan: Plan, engine: Engine) -> list[Probing]:
+    """The probes that `choose` would make; nothing is run."""
+    found = []
+    for at, asked in _questions(plan, engine).items():
+        kept, _ = _kept(asked.question, at)
+        runs = _missing(asked.question, kept, _affordable(asked), engine)
+        if runs:
+            hours = asked.gpu_hours_per_step
+            each = _steps(asked.question)
+            total = None if hours is None else hours * each * runs
+            found.append(Probing(tuple(asked.arms), asked.question.knobs, runs, each, total))
+    return found
+
+
+def _missing(question: _Question, kept: Mapping[str, Measured], most: int, engine: Engine) -> int:
+    """How many runs at most a search would ask for that are not kept."""
+    asked: set[str] = set()
+    missing = False
+
+    def measure(keys: Mapping[str, Any]) -> Measured | None:
+        nonlocal missing
+        if len(asked | {_text(keys)}) > question.runs:
+            return None
+        asked.add(_text(keys))
+        found = kept.get(_text(keys))
+        missing = missing or found is None
+        return found
+
+    above = question.config["placement"].get("mismatch_above")
+    search(question.knobs, lambda knob, keys: question.settings(engine, knob, keys), measure, above)
+    return min(most, question.runs - len(asked & kept.keys())) if missing else 0
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A question, and who has it."""
+
+    question: _Question
+    gpu_hours_per_step: float | None
+    """Of the first of those arms."""
+    arms: list[str] = dataclasses.field(default_factory=list)
+    steps: int = 0
+    """Of all trials of those arms."""
+
+
+def _questions(plan: Plan, engine: Engine) -> dict[Path, _Asked]:
+    """What is to be chosen for the arms of a plan, by where its measurements are kept."""
+    found: dict[Path, _Asked] = {}
     for arm in plan.arms:
         if arm.example is None or arm.example.trial.problems:
             continue
         question = _question(arm, dict(arm.example.trial.config), engine)
         if question is None:
             continue
-        at = cache.folder(cache.root(), "placement", question.spec)
-        steps = arm.budget * len(plan.search.seeds) * (arm.example.work.steps if arm.example.work else 0)
-        _, arms, before = questions.get(at, (question, [], 0))
-        questions[at] = (question, [*arms, arm.id], before + steps)
-    for number, (at, (question, arms, steps)) in enumerate(questions.items()):
-        probes = _Probes(question, at, steps, engine, cluster, folder / "placement" / str(number), display)
-        choice = probes.answer()
-        if choice is None:
-            continue
-        display.event("warning" if choice.warning else "note", message=f"placement {choice.why}")
-        found.update(dict.fromkeys(arms, choice))
+        work, cost = arm.example.work, arm.example.cost
+        hours = cost.gpu_hours / work.steps if work and work.steps and cost and cost.gpu_hours is not None else None
+        asked = found.setdefault(cache.folder(cache.root(), "placement", question.spec), _Asked(question, hours))
+        asked.arms.append(arm.id)
+        asked.steps += arm.budget * len(plan.search.seeds) * (work.steps if work else 0)
     return found
+
+
+def _steps(question: _Question) -> int:
+    return int(question.config["placement"]["steps"]) + 1
+
+
+def _affordable(asked: _Asked) -> int:
+    """How many probes the sweep is long enough for, or is told to make."""
+    question = asked.question
+    told = question.config["placement"]["probe"] is True
+    worth = question.runs if told else asked.steps // (WORTH * _steps(question))
+    return min(worth, question.runs) if worth > 1 else 0  # one alone says nothing
+
+
+def _kept(question: _Question, at: Path) -> tuple[dict[str, Measured], str]:
+    """What need not be measured again, and when it was."""
+    return _read(at) if question.config["placement"]["probe"] is not True else ({}, "")
 
 
 def _question(arm: ArmPlan, config: Config, engine: Engine) -> _Question | None:
@@ -352,23 +435,15 @@ class _Probes:
     """The measurements for one question: those that are kept, and those that are made now."""
 
     def __init__(
-        self,
-        question: _Question,
-        at: Path,
-        steps: int,
-        engine: Engine,
-        cluster: Cluster,
-        folder: Path,
-        display: Display,
+        self, asked: _Asked, at: Path, engine: Engine, cluster: Cluster, folder: Path, display: Display
     ) -> None:
-        """`at`: where they are kept; `steps`: of all trials that they are for; `folder`: of this sweep's probes."""
-        self._question, self._at, self._folder = question, at, folder
+        """`at`: where they are kept; `folder`: of this sweep's probes."""
+        question = self._question = asked.question
+        self._at, self._folder = at, folder
         self._engine, self._cluster, self._display = engine, cluster, display
-        settings = question.config["placement"]
-        self._steps, self._above = int(settings["steps"]) + 1, settings.get("mismatch_above")
-        self._kept, self._date = _read(at) if settings["probe"] is not True else ({}, "")
-        worth = question.runs if settings["probe"] is True else steps // (WORTH * self._steps)
-        self._worth = min(worth, question.runs) if worth > 1 else 0  # one alone says nothing
+        self._steps, self._above = _steps(question), question.config["placement"].get("mismatch_above")
+        self._kept, self._date = _kept(question, at)
+        self._worth = _affordable(asked)
         self._asked: set[str] = set()
         self._said = False
         self._made: dict[str, Measured] = {}

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from fakes import FakeCluster, FakeDisplay, FakeEngine, fake_config
 
+from sweeper import app
 from sweeper.config import tree
+from sweeper.config.hydra_app import initialized
 from sweeper.engines.base import Knob, Progress, Shape, Workload
 from sweeper.errors import Problem
 from sweeper.plan.arms import ArmPlan, Sized
@@ -212,6 +214,42 @@ def chosen(
     display, cluster = display or FakeDisplay(), FakeCluster(4)
     fake: Any = engine
     return placement.choose(plan, fake, cluster, tmp_path / "sweep", display), display, cluster
+
+
+def announced(plan: Plan, engine: ProbedEngine) -> list[tuple[int, int]]:
+    fake: Any = engine
+    return [(each.runs, each.steps) for each in placement.expected(plan, fake)]
+
+
+def test_what_a_plan_announces_is_what_is_probed_and_nothing_once_it_is_known(tmp_path: Path) -> None:
+    plan = plan_of(config_of(), config_of(lr=1e-3))
+    assert announced(plan, ProbedEngine()) == [(2, 3)]
+    chosen(tmp_path, plan, ProbedEngine())
+    assert announced(plan, ProbedEngine()) == []
+    again = plan_of(config_of(placement={**SETTINGS, "probe": True}))
+    assert announced(again, ProbedEngine()) == [(2, 3)], "asked to"
+
+
+@pytest.mark.parametrize("budget", [1, 3, 4])
+def test_no_more_probes_are_announced_than_the_sweep_is_worth(tmp_path: Path, budget: int) -> None:
+    plan, engine = plan_of(config_of(steps=30), budget=budget), ProbedEngine(sizes=(1, 2, 4, 8))
+    worth = announced(plan, engine)
+    assert worth == ([] if budget == 1 else [(budget, 3)])
+    _, _, cluster = chosen(tmp_path, plan, engine)
+    assert len(cluster.started) == sum(runs for runs, _ in worth)
+
+
+def test_the_plan_shows_probes_with_their_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["model=qwen7b", "cluster=node_8gpu", "environment=gsm8k", "placement.probe=true", "plan=true"]
+    with initialized():
+        assert app.run(line) == 0
+        text = capsys.readouterr().out
+        assert app.run([*line, "output=json"]) == 0
+        (probes,) = json.loads(capsys.readouterr().out)["probes"]
+        assert app.run([*line[:3], "placement.probe=false", "plan=true"]) == 0
+    assert "probe" not in capsys.readouterr().out.replace("placement.probe", "")
+    said = f"at most {probes['runs']} probes of 4 steps for its placement, about {probes['gpu_hours']:.1f} GPU-hours"
+    assert said in text and ", ".join(probes["knobs"]) in text and "placement.probe=false runs none" in text
 
 
 def test_each_placement_runs_a_few_steps_and_the_faster_one_is_kept(tmp_path: Path) -> None:
