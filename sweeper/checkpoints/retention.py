@@ -80,14 +80,10 @@ class Retention:
         standings = [standing(outcomes[name]) for name in asked]
         decision = rules.decide(found, standings, self._forks, self._keep, mode=self._mode)
         if decision.free:
-            if time.monotonic() < self._ask_at:
+            known = self._registered(found)
+            if known is None:
                 return
-            try:
-                found = registered(self._folder, found)
-            except SweeperError:
-                self._ask_at = time.monotonic() + AGAIN_S
-                raise
-            decision = rules.decide(found, standings, self._forks, self._keep, mode=self._mode)
+            decision = rules.decide(known, standings, self._forks, self._keep, mode=self._mode)
         for checkpoint, _ in decision.free:
             if checkpoint.trial != trial and not outcomes[checkpoint.trial].done:
                 continue  # it was looked at for the budget; what it needs is judged at its own end
@@ -102,6 +98,16 @@ class Retention:
         if decision.over and self._keep.gb is not None:
             gb = self._keep.gb + decision.over / rules.GB
             self._say(f"keep.gb={self._keep.gb:g}: {gb:.1f} GB of checkpoints must stay", once="over")
+
+    def _registered(self, found: list[Checkpoint]) -> list[Checkpoint] | None:
+        """With what is registered pinned; None: not a minute ago MLflow did not answer."""
+        if time.monotonic() < self._ask_at:
+            return None
+        try:
+            return registered(self._folder, found)
+        except SweeperError:
+            self._ask_at = time.monotonic() + AGAIN_S
+            raise
 
     def _held(self, outcome: Outcome) -> list[Checkpoint]:
         """The checkpoints of a trial, those of one that is done from memory."""

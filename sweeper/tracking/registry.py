@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.errors import SweeperError
+from sweeper.tracking.address import shown, sqlite_file
 from sweeper.tracking.spool import NAME
-from sweeper.tracking.store import quiet, reason, shown, sqlite_file
+from sweeper.tracking.store import quiet, reason
 from sweeper.trial.records import SweepFolder
 
 PAGE = 1000
@@ -22,7 +23,7 @@ _MODEL = re.compile(r"\bm-[0-9a-f]{32}\b")
 
 
 def held(sweep: Path) -> dict[Path, str]:
-    """Checkpoint of the sweep, resolved -> the versions that it is, as people say them; of the sweep's own tracking store.
+    """Checkpoint of the sweep, resolved -> the versions that it is, as people say them, in the sweep's tracking store.
 
     Args:
         sweep: the sweep's folder.
