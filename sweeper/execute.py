@@ -36,8 +36,8 @@ from sweeper.search.base import Refuse
 from sweeper.search.controller import Controller, Settings, Size, planned
 from sweeper.search.outcome import Outcome
 from sweeper.tracking import best
+from sweeper.tracking.address import address, sqlite_file
 from sweeper.tracking.base import Tracker
-from sweeper.tracking.store import address, sqlite_file
 from sweeper.trial.identity import fingerprint, is_placement, placement_of
 from sweeper.trial.index import Index
 from sweeper.trial.ledger import DONE, Ledger

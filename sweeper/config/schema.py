@@ -14,6 +14,7 @@ from typing import Any
 from sweeper.config import tree
 from sweeper.errors import Problem
 from sweeper.search import stops
+from sweeper.tracking import address
 from sweeper.trial import failures
 from sweeper.trial.records import NAME
 
@@ -47,7 +48,7 @@ def check(config: Mapping[str, Any]) -> list[Problem]:
                 key="engine.python",
             )
         )
-    for key, checked in (("stop", stops.check), ("failures", failures.check)):
+    for key, checked in (("stop", stops.check), ("failures", failures.check), ("tracking", address.check)):
         if isinstance(config.get(key), Mapping):
             found += checked(config[key])
         else:

@@ -186,7 +186,8 @@ def _from_mlflow(run: str, uri: str | None) -> Found:
 
     The file of metrics is that of its latest attempt. Steps of those before it are only among the run's own metrics.
     """
-    from sweeper.tracking.store import address, quiet, reason, shown, sqlite_file
+    from sweeper.tracking.address import address, shown, sqlite_file
+    from sweeper.tracking.store import quiet, reason
 
     at = address(uri)
     file = sqlite_file(at)

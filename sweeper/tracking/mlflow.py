@@ -28,9 +28,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sweeper.tracking import views
+from sweeper.tracking.address import address, shown, sqlite_file
 from sweeper.tracking.replay import replay
 from sweeper.tracking.spool import Call, Spool
-from sweeper.tracking.store import Point, Store, StoreGone, address, passing, reason, shown, sqlite_file
+from sweeper.tracking.store import Point, Store, StoreGone, passing, reason
 from sweeper.trial.records import RecordsError
 
 __all__ = ["MlflowTracker", "replay"]

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.errors import Problem, RequestError, SweeperError
+from sweeper.tracking.address import absolute, shown
 from sweeper.tracking.base import measured
 from sweeper.tracking.spool import NAME, Call, Spool
-from sweeper.tracking.store import Point, Store, absolute, reason, shown
+from sweeper.tracking.store import Point, Store, reason
 from sweeper.trial.ledger import holder
 from sweeper.trial.records import SweepFolder, Tail, read_json
 

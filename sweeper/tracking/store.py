@@ -26,6 +26,7 @@ from typing import Any
 from sweeper.errors import SweeperError
 from sweeper.lineage import document
 from sweeper.tracking import lineage, names, views
+from sweeper.tracking.address import sqlite_file
 from sweeper.tracking.models import Models
 from sweeper.tracking.spool import Call
 
@@ -403,33 +404,6 @@ def _fresh(uri: str) -> str:
         return uri
     times = _opened[uri] = _opened.get(uri, -1) + 1
     return uri.replace(f"/{file.name}", "/." * times + f"/{file.name}", 1)
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """The database file of a `sqlite:///` URI."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return Path(uri.removeprefix("sqlite:///").partition("?")[0])
-
-
-def address(uri: str | None) -> str:
-    """The store that is meant, absolute: the one that is named, else `$MLFLOW_TRACKING_URI`, else `sqlite:///mlflow.db`
-    in the current folder, which a plain `mlflow ui` opens there."""
-    return absolute(uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
-
-
-def absolute(uri: str) -> str:
-    """A relative `sqlite:///` URI or plain path made absolute, so that it means the same from any folder."""
-    file = sqlite_file(uri)
-    if file and not file.is_absolute():
-        return "sqlite:///" + str(Path.cwd() / file) + uri.removeprefix(f"sqlite:///{file}")
-    return uri if "://" in uri or uri.startswith("databricks") else Path(uri).absolute().as_uri()
-
-
-def shown(uri: str) -> str:
-    """A URI without the name and password that may be in it; a password may itself hold `@` and `/`."""
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}" if separator else uri
 
 
 def reason(error: BaseException) -> str:

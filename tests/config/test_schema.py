@@ -35,6 +35,8 @@ from sweeper.config.hydra_app import initialized
         ("engine.python=/no/such/python", "an interpreter that can be run"),
         ("model.arch=null", "a mapping"),
         ("name=a/b", "letters, digits"),
+        ("tracking.uri=foo://x", "a folder, or a URI that begins with sqlite, http"),
+        ("tracking.uri=3", "an MLflow tracking URI"),
     ],
 )
 def test_a_value_that_cannot_be_meant_is_named_with_what_can(
