@@ -31,8 +31,7 @@ def check(tracking: Mapping[str, Any]) -> list[Problem]:
     return [
         Problem(
             f"{shown(name)}: MLflow has no store of the kind {scheme!r}",
-            valid="sqlite:///FILE, http://HOST:PORT, a folder, or a URI that begins with one of "
-            + ", ".join(SCHEMES[2:]),
+            valid="a folder, or a URI that begins with " + ", ".join(SCHEMES),
             fix="tracking.uri=sqlite:///mlflow.db",
             key="tracking.uri",
         )

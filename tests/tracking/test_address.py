@@ -36,7 +36,7 @@ def test_what_can_be_opened(uri: str | None, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_store_of_no_kind_is_refused_with_what_was_given_and_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "foo://me:secret@x")
     (problem,) = address.check({"name": "mlflow", "uri": None})
-    assert problem.text == "MLFLOW_TRACKING_URI=foo://x: MLflow has no store of the kind 'foo'"
+    assert problem.what == "MLFLOW_TRACKING_URI=foo://x: MLflow has no store of the kind 'foo'"
     assert address.check({"name": "none"}) == []
 
 
