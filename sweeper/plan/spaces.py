@@ -24,6 +24,8 @@ from sweeper.trial.spec import Point
 
 SHOWN = 3
 """Dims without an arm that are named before the rest is counted."""
+_NUMBERS = {"lr": 1e-6, "kl": 0.001, "tp": 2}
+"""Our names that hold a number and are null until something is typed, each with an example."""
 _ABSENT = object()
 
 
@@ -56,10 +58,33 @@ def collect(
         if search.sampler == "grid":
             problems += no_steps(dim, f"{key}={spaces.shown(dim)}")
         found[name] = dim
+    for dim in found.values():
+        problems += _texts(dim, bases)
     if search.samples and not found and not problems:
         valid = "a dim on the command line, or in search.space; search=none for the comma choices alone"
         problems.append(nothing(search, "", valid))
     return tuple(found.values())
+
+
+def _texts(dim: Dim, bases: Sequence[Composed]) -> Iterator[Problem]:
+    """Texts where a number belongs: a slip of the keyboard, and not a point that happens not to run."""
+    wrong = [value for value in dim.values or () if isinstance(value, str)]
+    if not wrong or any(dim.name in base.choices for base in bases):
+        return
+    own = next((v for base in bases if _number(v := tree.get(base.config, dim.name, None))), None)
+    if dim.name not in _NUMBERS and own is None:
+        return
+    texts, one = ", ".join(map(spaces.text_of, wrong)), len(wrong) == 1
+    yield Problem(
+        f"{dim.name}={spaces.shown(dim)}: {texts} {'is no number' if one else 'are no numbers'}",
+        valid=f"numbers, as {_NUMBERS.get(dim.name, own)}",
+        fix=f"{dim.name}=choice(...) with {'a number' if one else 'numbers'} in place of {texts}",
+        key=dim.name,
+    )
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def nothing(search: SearchSettings, why: str, valid: str) -> Problem:

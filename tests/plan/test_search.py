@@ -296,6 +296,25 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         assert part in message
 
 
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["search=grid", "lr=choice(1e-4,abc)"], "lr=choice(0.0001,abc): abc is no number"),
+        (["search=grid", "kl=choice(0,o,p)"], "kl=choice(0,o,p): o, p are no numbers"),
+        (["search=random", "actor_rollout_ref.actor.clip_ratio=choice(0.2,x)"], "valid: numbers, as 0.2"),
+        (["search=random", "+search.space={lr: [1e-4, l]}"], "in place of l"),
+    ],
+)
+def test_a_text_where_a_number_belongs_is_refused_and_no_point_that_cannot_run(lines: list[str], said: str) -> None:
+    found = refused(*lines)
+    assert said in found and "points" not in found and len(found.splitlines()) == 3
+
+
+def test_a_choice_of_texts_where_a_text_belongs_is_searched() -> None:
+    mode = "actor_rollout_ref.actor.loss_agg_mode=choice(token-mean,seq-mean-token-sum)"
+    assert len(make(["search=grid", mode]).trials) == 2
+
+
 def test_known_points_come_first_in_every_arm_that_has_them() -> None:
     points = "search.points=[{lr: 1e-4, critic.optim.lr: 1e-5},{lr: 2e-4}]"
     plan = make([TPE, "algorithm=grpo,ppo", LR, CRITIC, points])
