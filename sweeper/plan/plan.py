@@ -260,6 +260,9 @@ class _Builder:
             return None
         before: Sequence[Mapping[str, Any]] = ()
         known = spaces.points_of(self._points, maker, label, self.notes, whole=self._search.sampler == "grid")
+        if (many := spaces.too_many(known, self._search)) is not None:
+            self.problems.append(many)
+            return None
         if not self._search.samples and not kept:
             looked, listed = Looked(1, 1, 1, {}, (), ()), [self._unnamed(maker, {})]  # may have problems
         elif before := self._before(maker):

@@ -264,3 +264,16 @@ def points_of(
         elif here:
             found.setdefault(repr(sorted(here.items())), here)
     return tuple(found.values())
+
+
+def too_many(known: Sequence[Mapping[str, Any]], search: SearchSettings) -> Problem | None:
+    """Known points that would never be run: they come first, and an arm runs no more than `search.trials`."""
+    most, count = search.trials, len(known)
+    if most is None or count <= most:
+        return None
+    return Problem(
+        f"search.points has {count} points for an arm, and search.trials={most} runs no more than that",
+        valid=f"search.trials from {count} on, or at most {most} point{'s' * (most != 1)}",
+        fix=f"search.trials={count}",
+        key="search.points",
+    )

@@ -324,6 +324,15 @@ def test_known_points_come_first_in_every_arm_that_has_them() -> None:
     assert [(t.id, t.arm) for t in plan.trials] == [("000", "0"), ("002", "0"), ("001", "1")]
 
 
+@pytest.mark.parametrize("sampler", ["grid", "tpe"])
+def test_more_known_points_than_an_arm_runs_are_refused(sampler: str) -> None:
+    lines = [f"search={sampler}", "lr=choice(1e-5,1e-4,1e-3)", "search.points=[{lr: 1e-5},{lr: 1e-3},{lr: 1e-5}]"]
+    said = refused(*lines, "search.trials=1")
+    assert said.startswith("search.points has 2 points for an arm, and search.trials=1 runs no more")
+    assert "try:   search.trials=2" in said and "at most 1 point\n" in said
+    assert make([*lines, "search.trials=2"]).total == 2
+
+
 def test_constraints_take_points_out_and_intervals_are_looked_into() -> None:
     plan = make([TPE, LR, KL, "search.constraints=['lr > 1e-5 and lr < 1e-4', 'kl < 1']"])
     (arm,) = plan.arms
