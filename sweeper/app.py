@@ -34,7 +34,7 @@ def run(overrides: Sequence[str], *, resume: bool = False, before: Sequence[str]
         0 all wanted trials are done, 1 some trials failed or the sweep was stopped, 2 the request was wrong.
     """
     output = _output(overrides)
-    asked = False
+    asked, plan = False, None
     try:
         # Planning makes many small objects and hardly any garbage: looking for it is a twentieth of a plan.
         gc.disable()
@@ -45,7 +45,8 @@ def run(overrides: Sequence[str], *, resume: bool = False, before: Sequence[str]
         asked = bool(plan.settings["plan"])
         return _answer(plan, output, asked, resume)
     except RequestError as error:
-        return report(_changed(error, overrides, before), output)
+        # What can be planned is compared leaf by leaf with what was started, and says so itself.
+        return report(error if plan else _changed(error, overrides, before), output)
     except SweeperError as error:
         return report(error, output)
     except BrokenPipeError:

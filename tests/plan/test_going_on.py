@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sweeper import engines, execute
+from sweeper import app, engines, execute
 from sweeper.config.compose import Composer
 from sweeper.config.hydra_app import initialized
 from sweeper.plan.plan import Plan, make
@@ -97,3 +97,19 @@ def test_a_grid_whose_points_cannot_run_any_more_is_planned_anew(
     broken = [*TYPED, "search.constraints=['lr > 1']"]
     with pytest.raises(Exception, match="can run"):
         make(broken, known)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [("lr=choice(1e-5,1e-4)", "lr: choice(1e-05, 0.0001, 0.001) -> choice(1e-05, 0.0001)"), ("nope=1", "unknown key")],
+    ids=["another request", "no request"],
+)
+def test_a_resume_that_is_refused_says_once_what_was_asked_for_before(
+    tmp_path: Path, plan: Plan, capsys: pytest.CaptureFixture[str], changed: str, said: str
+) -> None:
+    written(tmp_path, plan)
+    typed = line(tmp_path)
+    assert app.run([*(t for t in typed if not t.startswith("lr=")), changed], resume=True, before=typed) == 2
+    shown = capsys.readouterr().err
+    assert shown.count("this is not the request that s was started with") == 1
+    assert said in shown
