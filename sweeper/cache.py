@@ -89,11 +89,9 @@ def _files(target: Path) -> Path:
 def _content(folder: Path) -> list[tuple[str, int, str]]:
     found = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        sha = hashlib.sha256()
         with path.open("rb") as file:
-            while part := file.read(1 << 20):
-                sha.update(part)
-        found.append((path.relative_to(folder).as_posix(), path.stat().st_size, sha.hexdigest()))
+            sha = hashlib.file_digest(file, "sha256").hexdigest()
+        found.append((path.relative_to(folder).as_posix(), path.stat().st_size, sha))
     return found
 
 
