@@ -337,7 +337,8 @@ class GangAttempt(Started):
         head = self._last_words.get(0)
         if head is None:
             others = [w.detail for _, w in sorted(self._last_words.items()) if w.detail]
-            why = "; ".join([f"the first node{self._first()} left no record of its end", *others])
+            first = f" ({name})" if (name := self._first()) else ""
+            why = "; ".join([f"the first node{first} left no record of its end", *others])
             head = Exit(None, "stopped" if self._asked else "lost", "" if self._asked else why, time.time())
         elif self._asked and head.reason == "lost":  # by the end that we asked for
             head = Exit(head.code, "stopped", head.detail, head.ended)
@@ -345,12 +346,11 @@ class GangAttempt(Started):
         return Exit(head.code, head.reason, head.detail, ended)
 
     def _first(self) -> str:
-        """The first node's name, where it is known, for a sentence."""
+        """The first node's name; empty where it is not known."""
         try:
-            name = str(json.loads((self.folder / GANG / "gang.json").read_text())["nodes"][0]["name"])
+            return str(json.loads((self.folder / GANG / "gang.json").read_text())["nodes"][0]["name"])
         except (OSError, ValueError, LookupError, TypeError):
             return ""
-        return f" ({name})" if name else ""
 
     def _ask(self, what: bytes) -> None:
         if self._ended is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import slurm_cluster
 from processes import left_over
@@ -372,6 +374,88 @@ def test_a_node_that_dies_ends_the_gang_and_is_named(tmp_path: Path, real: slurm
     real.start_node(2)
     real.wait(lambda: real.idle() == 2, 120)
     assert left_over(tmp_path) == []
+
+
+# --- a node that dies under a job, on a Slurm that itself says so after minutes ---
+
+LIMIT_S = 15.0
+
+
+@pytest.fixture(scope="module")
+def slow() -> Iterator[slurm_cluster.Slurm]:
+    """It takes a node for dead after five minutes, as most do."""
+    with slurm_cluster.running(nodes=2, gpus=2, more="SlurmdTimeout=300\n") as running:
+        yield running
+
+
+@pytest.fixture
+def on_slow(slow: slurm_cluster.Slurm, monkeypatch: pytest.MonkeyPatch) -> slurm_cluster.Slurm:
+    monkeypatch.setenv("SLURM_CONF", str(slow.conf))
+    return slow
+
+
+def trains(tmp_path: Path, nodes: int = 1) -> Attempt:
+    """An attempt that trains, and whose first node has been heard from."""
+    job = fake(SLEEPS, gang=Gang(nodes, 1))
+    attempt = launch(opened(gpus_per_node=1), job, attempt_folder(tmp_path), tuple(range(nodes)))
+    until(lambda: says(attempt.folder, "up"), 120)
+    until(lambda: attempt.poll() is None and attempt._daemon is not None and attempt._daemon.known)  # type: ignore[attr-defined]
+    return attempt
+
+
+def daemon_of(on_slow: slurm_cluster.Slurm, node: int) -> psutil.Process:
+    return psutil.Process(int((on_slow.base / "run" / f"slurmd.node{node}.pid").read_text()))
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_first_node_that_dies_is_known_within_15_s(tmp_path: Path, on_slow: slurm_cluster.Slurm, nodes: int) -> None:
+    attempt = trains(tmp_path, nodes)
+    on_slow.kill_node(1)
+    killed = time.monotonic()
+    ended = wait(attempt, 60)
+    took = time.monotonic() - killed
+    print(f"the sweep knew after {took:.1f} s: {ended.detail}")
+    assert ended.reason == "lost", told(attempt.folder)
+    assert took < LIMIT_S
+    assert ended.detail.startswith("node node1 was lost: ")
+    assert "its slurmd (127.0.0.2:" in ended.detail
+    number = attempt.watched.job  # type: ignore[attr-defined]
+    until(lambda: (number, "RUNNING") not in [(n, state) for n, state, _ in on_slow.jobs()], 10)  # it was cancelled
+    on_slow.start_node(1)
+    on_slow.wait(lambda: on_slow.idle() == 2, 120)
+    assert left_over(tmp_path) == []
+
+
+def test_a_daemon_that_is_restarted_is_no_loss(tmp_path: Path, on_slow: slurm_cluster.Slurm) -> None:
+    attempt = trains(tmp_path)
+    daemon = daemon_of(on_slow, 1)
+    daemon.kill()
+    end = time.monotonic() + LIMIT_S
+    while time.monotonic() < end:
+        assert attempt.poll() is None
+        time.sleep(0.1)
+    assert attempt.silent() == ""
+    on_slow.start_node(1)
+    attempt.stop()
+    assert wait(attempt).reason == "stopped"
+
+
+def test_a_store_that_stalls_is_no_loss_and_is_said(tmp_path: Path, on_slow: slurm_cluster.Slurm) -> None:
+    """Nothing can be written for a while: the one that beats stands still, as it would in the kernel."""
+    attempt = trains(tmp_path)
+    (beats,) = [
+        p for p in psutil.process_iter() if str(attempt.folder) in p.cmdline() and "listen.py" in str(p.cmdline())
+    ]
+    beats.send_signal(signal.SIGSTOP)
+    end = time.monotonic() + LIMIT_S
+    while time.monotonic() < end:
+        assert attempt.poll() is None
+        time.sleep(0.1)
+    assert attempt.silent() == "node node1 has written nothing to the store for 10 s"
+    beats.send_signal(signal.SIGCONT)
+    until(lambda: attempt.poll() is None and attempt.silent() == "")
+    attempt.stop()
+    assert wait(attempt).reason == "stopped"
 
 
 CONTROLLER = """

@@ -88,9 +88,9 @@ class Steps(Watcher):
 
     def look(self) -> None:
         """Ask about all steps at once."""
-        jobs = [j for j in self._jobs if not j.over]
+        jobs, now = [j for j in self._jobs if not j.over], time.monotonic()
         for step in jobs:
-            if time.monotonic() > step.cancel_at and step.job:
+            if now > step.cancel_at and step.job:
                 step.cancel_at = float("inf")
                 with contextlib.suppress(SlurmError):
                     run(["scancel", step.job])
@@ -101,7 +101,7 @@ class Steps(Watcher):
         except SlurmError as error:
             self.trouble = str(error)
             return
-        self.trouble = ""
+        self.trouble, self.answered_at = "", now
         there = {name.strip(): number.strip() for number, _, name in (x.partition("|") for x in answer.splitlines())}
         for step in jobs:
             if step.tag in there:
@@ -207,7 +207,7 @@ class AllocationCluster:
             "node_py": [self._python, "-I", "-S", str(gangs.scripts(folder) / "node.py")],
         }  # fmt: skip
         try:
-            gangs.prepare(job, folder, where, shape=self.shape, leases=False, join_s=self._join_s)
+            gangs.prepare(job, folder, where, shape=self.shape, leases=False, join_s=self._join_s, listen=True)
             (folder / RECORD).unlink(missing_ok=True)
             gangs.started(folder, **started)
             own = {**gangs.secrets(job, gangs.new_token()), script.ENDS_AT: str(self._ends_at())}

@@ -1,11 +1,12 @@
 """What an attempt that is a job and one that is a step have in common.
 
-Guarantees: it has ended when each node's guard said so, or when Slurm says that nothing of it is left; an end that
-Slurm brought about is not taken for the trainer's own.
+Guarantees: it has ended when each node's guard said so, when Slurm says that nothing of it is left, or when its first
+node is gone (pulse.py); an end that Slurm brought about is not taken for the trainer's own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,6 +17,7 @@ from sweeper.clusters.base import Exit
 from sweeper.clusters.gang import leases
 from sweeper.clusters.gang.node import GANG, PASSED
 from sweeper.clusters.slurm import script, states
+from sweeper.clusters.slurm.pulse import AGAIN_S, STILL_S, Daemon, Pulse
 from sweeper.clusters.slurm.watch import Watched, Watcher
 from sweeper.engines.base import Job
 
@@ -24,6 +26,8 @@ STOP_S, KILL_S = 12.0, 4.0
 FENCED_S = 5.0
 """After the first node gave one up, until that one has ended its part too: a network that is cut is cut for both, and
 it has a few seconds for its processes. (What is cut in one direction only is ended by the kill that follows.)"""
+SILENT_S = 10.0
+"""Without a beat of the first node, after which it is named."""
 OF_THE_NODE = frozenset({"TERM", "TMPDIR", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"})
 """Variables that Slurm or the node sets, and that of the host on which the sweep runs would be wrong."""
 
@@ -34,6 +38,8 @@ class SlurmAttempt(gangs.GangAttempt):
     def __init__(self, folder: Path, watched: Watched, watch: Watcher) -> None:
         super().__init__(folder, self)
         self._lost_at: float | None = None
+        self._pulse = Pulse(folder)
+        self._daemon: Daemon | None = None
         self.watched, self._watch = watched, watch
 
     @property
@@ -80,7 +86,7 @@ class SlurmAttempt(gangs.GangAttempt):
                 self._watch.hurry(job)  # was it Slurm that ended it?
                 return None
         else:
-            return None
+            return self._first_lost(now, nodes) if head is None else None
         state = job.state or states.State("RUNNING")
         time_up = (self.folder / script.TIME_UP).exists()
         begun = any(self.folder.glob(f"{GANG}/[0-9]*.json"))
@@ -95,6 +101,43 @@ class SlurmAttempt(gangs.GangAttempt):
         """Whether a node of which the first one hears nothing has ended its own part by now."""
         self._lost_at = self._lost_at or now
         return now >= self._lost_at + FENCED_S
+
+    def _first_lost(self, now: float, nodes: int) -> Exit | None:
+        """Its end, if its first node is gone while Slurm still takes it for running."""
+        self._pulse.look(now)
+        if not self._pulse.begun:
+            return None
+        self._daemon = self._daemon or Daemon(self._first())
+        if self._pulse.still_s < STILL_S:
+            if not self._daemon.known:
+                self._daemon.ask(now, every_s=AGAIN_S)
+            return None
+        self._daemon.ask(now)
+        self._watch.hurry(self.watched)
+        # Slurm has answered since: it is not we who are cut off.
+        if not self._daemon.silent or self._watch.answered_at < self._daemon.silent_at:
+            return None
+        if self._lost_at is None:
+            self._lost_at = now
+            self.watched.cancel_at = now
+            with contextlib.suppress(OSError):  # should it live after all, it ends as soon as it sees the folder again
+                gangs.ask_by_file(self.folder, b"k")
+        if len(self._last_words) < nodes - 1 and not self._fenced(now):
+            return None
+        name, (address, port) = self._daemon.node, self._daemon.at or ("", 0)
+        why = (
+            f"node {name} was lost: it has shown no life for {self._pulse.still_s:.0f} s and its slurmd "
+            f"({address}:{port}) does not answer: {self._daemon.silent}; Slurm job {self.name} was cancelled"
+        )
+        ended = Exit(None, "stopped" if self._asked else "lost", why, time.time())
+        gangs.record(ended, self.folder)
+        return ended
+
+    def silent(self) -> str:
+        """Its nodes that are not heard from."""
+        if self._ended is not None or self._asked or self._pulse.still_s < SILENT_S or self._daemon is None:
+            return super().silent()
+        return f"node {self._daemon.node} has written nothing to the store for {SILENT_S:.0f} s"
 
     def waiting(self) -> str:
         """Why it does not run yet, in Slurm's words; empty once it does."""

@@ -136,7 +136,7 @@ class JobCluster:
         }  # fmt: skip
         try:
             unknown = [gangs.Node()] * job.gang.nodes  # Slurm chooses them; the job says which
-            gangs.prepare(job, folder, unknown, shape=self.shape, leases=False, join_s=self._join_s)
+            gangs.prepare(job, folder, unknown, shape=self.shape, leases=False, join_s=self._join_s, listen=True)
             (folder / RECORD).unlink(missing_ok=True)
             write_text(folder / JOB_SCRIPT, self._script(job, folder, tag), mode=0o755)
             gangs.started(folder, **started)

@@ -73,6 +73,8 @@ class Watcher:
         self._thread: threading.Thread | None = None
         self.trouble = ""
         """Why Slurm could not be asked the last time; empty when it could."""
+        self.answered_at = float("-inf")
+        """On the monotonic clock: when Slurm was asked what it answered last."""
 
     def watch(self, job: Watched) -> None:
         """Follow a job until it is over."""
@@ -142,7 +144,7 @@ class Watcher:
         except SlurmError as error:
             self.trouble = str(error)
             return
-        self.trouble = ""
+        self.trouble, self.answered_at = "", now
         for job in lost:
             self._found(job, by_tag.get(job.tag), now)
         for job in known:

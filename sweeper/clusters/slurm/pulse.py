@@ -1,0 +1,120 @@
+"""Whether the first node of an attempt is still there, which Slurm itself says after minutes (SlurmdTimeout).
+
+A node is gone by two signs at once: its beat in the attempt's folder (gang/listen.py) stands still, and its slurmd,
+which has answered before, takes no connection. Either alone is something else: a filesystem that stalls, a daemon that
+is restarted, a firewall. Guarantees: the clock of the node does not matter, only whether the beat changes while we
+look; what cannot be read, and time in which we did not look, says nothing; the caller never waits.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+import time
+from pathlib import Path
+
+from sweeper.clusters.gang.listen import BEAT
+from sweeper.clusters.gang.node import GANG
+from sweeper.clusters.slurm.commands import SlurmError, fields, run
+
+STILL_S = 5.0
+"""A beat that has stood still for so long makes us ask slurmd; it changes every second."""
+LOOK_S, HELD_S = 1.0, 4.0
+"""Between two looks at the beat, and when they were so far apart that we did not look."""
+KNOCKS, KNOCK_S, PAUSE_S = 3, 1.5, 0.5
+"""How often slurmd is asked, how long each waits for an answer, and between them. With what is above: 13 s in all."""
+AGAIN_S = 20.0
+"""Between two tries to reach a slurmd that has never answered."""
+OURS = frozenset({errno.ENETUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL, errno.EMFILE, errno.ENFILE, errno.EACCES})
+"""Errors that say something of this machine, and nothing of the node."""
+
+
+class Pulse:
+    """Of one attempt."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / GANG / BEAT
+        self._beat: bytes | None = None
+        self._looked_at = float("-inf")
+        self.still_s = 0.0
+        """For how long we have looked at a beat that stood still."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether there ever was a beat."""
+        return self._beat is not None
+
+    def look(self, now: float) -> None:
+        """Look at the beat, if it is time."""
+        since = now - self._looked_at
+        if since < LOOK_S:
+            return
+        self._looked_at = now
+        try:
+            beat: bytes | None = self._path.read_bytes()  # opening it is what makes a network filesystem look again
+        except OSError:
+            self.still_s = 0.0
+            return
+        self.still_s = self.still_s + since if beat == self._beat and since < HELD_S else 0.0
+        self._beat = beat
+
+
+class Daemon:
+    """The slurmd of one node."""
+
+    def __init__(self, node: str) -> None:
+        self.node = node
+        self.at: tuple[str, int] | None = None
+        self.known = False
+        """Whether it has answered: else its silence says nothing."""
+        self.silent, self.silent_at = "", 0.0
+        """Why it did not answer when it was asked the last time, and since when that is known."""
+        self._asking: threading.Thread | None = None
+        self._asked_at = float("-inf")
+
+    def ask(self, now: float, *, every_s: float = 0.0) -> None:
+        """Find out whether it answers, beside; unless that is being done, or was `every_s` ago."""
+        if now < self._asked_at + every_s or (self._asking is not None and self._asking.is_alive()):
+            return
+        self._asked_at = now
+        self._asking = threading.Thread(target=self._ask, name=f"slurmd of {self.node}", daemon=True)
+        self._asking.start()
+
+    def _ask(self) -> None:
+        why = ""
+        try:
+            self.at = self.at or listens_at(self.node)
+            for _ in range(KNOCKS):
+                if not (why := knock(self.at)):
+                    self.known, self.silent = True, ""
+                    return
+                time.sleep(PAUSE_S)
+        except (SlurmError, OSError, ValueError, LookupError, StopIteration):
+            return  # it cannot be asked from here, which says nothing of it
+        if self.known:
+            self.silent_at = self.silent_at if self.silent else time.monotonic()
+            self.silent = why
+
+
+def listens_at(node: str) -> tuple[str, int]:
+    """Address and port of a node's slurmd. An error of some kind if Slurm does not say."""
+    said = fields(run(["scontrol", "show", "node", node, "--oneliner"]))
+    port = said.get("Port")  # only where it is not that of the others
+    if port is None:
+        config = (line.partition("=") for line in run(["scontrol", "show", "config"]).splitlines())
+        port = next(value.strip() for name, _, value in config if name.strip() == "SlurmdPort")
+    return said["NodeAddr"], int(port)
+
+
+def knock(at: tuple[str, int]) -> str:
+    """Why nobody answers there; empty if somebody does. OSError if it is this machine that cannot ask."""
+    try:
+        socket.create_connection(at, timeout=KNOCK_S).close()
+    except TimeoutError:
+        return f"no answer within {KNOCK_S:g} s"
+    except OSError as error:
+        if error.errno in OURS or isinstance(error, socket.gaierror):
+            raise
+        return str(error.strerror or error)
+    return ""
