@@ -15,6 +15,7 @@ from sweeper.clusters.base import Exit
 from sweeper.clusters.gang.agent import TEMP_DIR, Agent
 from sweeper.clusters.local import LocalAttempt, LocalCluster
 from sweeper.engines.base import Gang, Job, Shape
+from sweeper.engines.verl.failures import classify
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "clusters" / "gang"
 SHAPE = Shape(name="here", device="cpu", nodes=1, gpus_per_node=2, gpu_memory_gib=4)
@@ -31,6 +32,12 @@ if "ray.scripts.scripts" in sys.argv:
         sys.exit(1)
     options = dict(a.split("=", 1) for a in sys.argv if "=" in a)
     server = socket.create_server((options["--node-ip-address"], int(options["--port"])))
+    if os.environ["UP"] == "no":
+        time.sleep(0.5)
+        print("The current node timed out during startup.", flush=True)
+        sys.exit(1)
+    with open(options["--temp-dir"] + "/ray_current_cluster", "w") as f:
+        f.write(options["--node-ip-address"] + ":" + options["--port"])
     time.sleep(float(os.environ["LIVES"]))
     sys.exit(7)
 host, port = os.environ["RAY_ADDRESS"].split(":")
@@ -43,9 +50,10 @@ print("trained", flush=True)
 
 
 def run(
-    tmp_path: Path, taken: int, lives: float = 60, trains: float = 0.3
+    tmp_path: Path, taken: int, lives: float = 60, trains: float = 0.3, *, up: bool = True
 ) -> tuple[Exit, list[dict[str, object]], Path]:
-    """One attempt. The first `taken` heads find their port taken; a head lives and the trainer trains for seconds."""
+    """One attempt. The first `taken` heads find their port taken; a head lives and the trainer trains for seconds.
+    Unless `up`, a head serves and then gives up its own node, as Ray does where that takes more than 30 s."""
     python = tmp_path / "python"
     python.write_text(FAKE.format(python=sys.executable))
     python.chmod(0o755)
@@ -53,7 +61,13 @@ def run(
     folder.mkdir()
     job = Job(
         argv=(str(python), "-m", "trainer"),
-        env={"HERE": str(tmp_path), "TAKEN": str(taken), "LIVES": str(lives), "TRAINS": str(trains)},
+        env={
+            "HERE": str(tmp_path),
+            "TAKEN": str(taken),
+            "LIVES": str(lives),
+            "TRAINS": str(trains),
+            "UP": "yes" if up else "no",
+        },
         inherit=(),
         files={},
         gang=Gang(nodes=1, gpus_per_node=2),
@@ -85,6 +99,18 @@ def test_ray_that_never_starts_is_a_failed_launch_with_its_reason(tmp_path: Path
     ended, _, _ = run(tmp_path, taken=99)
     assert (ended.code, ended.reason) == (None, "launch")
     assert "Address already in use" in ended.detail
+
+
+def test_ray_that_serves_and_never_comes_up_is_a_failed_launch(tmp_path: Path) -> None:
+    """It counts as one of the retries: a machine that is too busy stays so, and no node was lost."""
+    ended, starts, _ = run(tmp_path, taken=0, trains=60, up=False)
+    assert (ended.code, ended.reason) == (None, "launch")
+    assert ended.detail.splitlines() == [
+        "Ray did not start on 127.0.0.2 in 3 tries; is the machine too busy?",
+        *["The current node timed out during startup."] * 3,
+    ]
+    assert len(heads(starts)) == 3
+    assert classify("", ended.reason, ended.code, ended.detail).kind == "launch"
 
 
 def test_ray_that_dies_while_training_is_a_loss_not_a_trainers_failure(tmp_path: Path) -> None:

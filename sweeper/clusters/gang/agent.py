@@ -51,7 +51,9 @@ and which a change of network takes away; other loopback addresses are kept."""
 RAY_TRIES = 3
 READY_LOG = "gang/ready.log"
 RAY_READY_S = 120.0
-"""For a head to accept connections. Takes 1-3 s on an idle machine."""
+"""For a Ray cluster to be up. Takes 2-8 s on an idle machine; Ray itself gives up after 30 s for a node."""
+RAY_UP = "ray_current_cluster"
+"""In a temp-dir: the file into which `ray start` writes the head's address once its node is up."""
 POLL_S = 0.02
 PORTS = range(20_000, 32_000)
 """Below Linux's ephemeral ports (32768 up), so that no outgoing connection takes one of ours."""
@@ -258,22 +260,37 @@ class Agent:
             trainer = self.start_trainer(client, at)
             if self.ray_is_up(ray, at, trainer):
                 return self.follow(trainer, ray)
+            if self.terminated:
+                return {"code": None, "reason": "stopped", "detail": ""}
             for process in (trainer, ray):
                 process.kill()
                 process.wait()
-        raise LaunchError(f"Ray did not start on {self.address}:\n{tail(self.folder / self.ray_log)}")
+        raise LaunchError(self.no_ray(self.address))
 
-    @staticmethod
-    def ray_is_up(ray: subprocess.Popen[bytes], at: str, trainer: subprocess.Popen[bytes]) -> bool:
-        """Wait until Ray serves (True), or died or takes too long (False). True as well once the trainer ended."""
+    def ray_is_up(self, ray: subprocess.Popen[bytes], at: str, trainer: subprocess.Popen[bytes]) -> bool:
+        """Wait until Ray is up (True), or ended or takes too long (False). True as well once the trainer ended.
+
+        That its head accepts connections is not enough: on a busy machine it may still give up its own node.
+        """
         deadline = time.monotonic() + RAY_READY_S
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and not self.terminated:
             if ray.poll() is not None:
                 return False
-            if trainer.poll() is not None or accepts(at):
+            if trainer.poll() is not None or self.ray_says_up(at):
                 return True
             time.sleep(POLL_S)
+        return accepts(at) and not self.terminated
+
+    def ray_says_up(self, at: str) -> bool:
+        """Whether Ray's own record says that the node of that head is up."""
+        with contextlib.suppress(OSError):
+            return (self.temp_dir / RAY_UP).read_text().strip() == at
         return False
+
+    def no_ray(self, where: str) -> str:
+        """What to say when Ray did not start in all tries."""
+        said = tail(self.folder / self.ray_log)
+        return f"Ray did not start on {where} in {RAY_TRIES} tries; is the machine too busy?\n{said}"
 
     def follow(self, trainer: subprocess.Popen[bytes], ray: subprocess.Popen[bytes] | None) -> dict[str, Any]:
         """Wait for the trainer to end, or for Ray or a node to be lost."""
@@ -342,7 +359,7 @@ class Agent:
                 probe.kill()
             ray.kill()
             ray.wait()
-        raise LaunchError(f"Ray did not start on {self.name} ({self.address}):\n{tail(self.folder / self.ray_log)}")
+        raise LaunchError(self.no_ray(f"{self.name} ({self.address})"))
 
     def while_it_lives(self, ray: subprocess.Popen[bytes], done: Callable[[], bool]) -> bool:
         """Serve the link until it is done; False when Ray ended before, or it takes too long."""
