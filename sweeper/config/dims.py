@@ -68,9 +68,9 @@ def from_yaml(key: str, value: Any, problems: list[Problem], notes: list[str]) -
     when: dict[str, tuple[Any, ...]] = {}
     if isinstance(value, Mapping):
         if extra := [k for k in value if k not in ("dim", "when")]:
-            problems.append(
-                Problem(f"search.space.{key} has {', '.join(map(str, extra))}", valid="dim, when", key="search.space")
-            )
+            what = f"search.space.{key} has {', '.join(map(str, extra))}"
+            fix = f"{key}: {{dim: [a, b], when: {{algorithm: ppo}}}}, where `when` may be left out"
+            problems.append(Problem(what, valid="dim, when", fix=fix, key="search.space"))
             return None
         wanted = value.get("when") or {}
         if not isinstance(wanted, Mapping):

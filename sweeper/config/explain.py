@@ -23,6 +23,9 @@ from sweeper.errors import Problem
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
+_CLOSED = ("search", "scheduler", "stop", "failures", "placement", "keep", "lineage", "objective")
+"""Our sections that have the keys they have, and no others that an engine or an environment might read."""
+
 
 def composing(lines: Iterable[str], error: Exception) -> list[Problem]:
     """Why these overrides do not compose: the problem of each; the error itself where none is at fault alone."""
@@ -80,14 +83,17 @@ def _trial(override: Override, cfg: DictConfig) -> Problem | None:
     try:
         ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
     except (HydraException, OmegaConfBaseException) as error:
-        return _of_space(override) if key == "search.space" else _refused(override, cfg, error)
+        return _of_space(override) if f"{key}.".startswith("search.space.") else _refused(override, cfg, error)
     return None
 
 
 def _of_space(override: Override) -> Problem:
     """Hydra adds to a mapping only with `+`; an interval without quotes is one of the command line's."""
     space = override.value()
-    dims = list(space.values()) if isinstance(space, Mapping) else [None]
+    if grammar.key_of(override) != "search.space":
+        dims = [space]
+    else:
+        dims = list(space.values()) if isinstance(space, Mapping) else [None]
     if not override.is_add() and all(isinstance(dim, str | list | Mapping) for dim in dims):
         line = str(override.input_line)
         return Problem(
@@ -121,10 +127,18 @@ def _refused(override: Override, cfg: DictConfig, error: Exception) -> Problem:
         return Problem(f"{line}: {_first(error)}", valid=schema.valid(key), key=key)
     if override.is_delete():
         return Problem(f"{line}: there is no {key} to delete", valid=", ".join(nearest(key, paths)), key=key)
+    return _unknown(override, plain)
+
+
+def _unknown(override: Override, plain: Any) -> Problem:
+    """A key that is not there: which could be meant."""
+    line, key = str(override.input_line), grammar.key_of(override)
+    root, _, inside = key.partition(".")
     if found := _options_with(key):
-        group = key.partition(".")[0]
-        what = f"unknown key {key}: {group}={OmegaConf.select(cfg, f'{group}.name')} has no such option"
+        what = f"unknown key {key}: {root}={(plain.get(root) or {}).get('name')} has no such option"
         return Problem(what, valid=", ".join(found), fix=f"{found[0]} {line}", key=key)
+    if inside and root in _CLOSED:
+        return _no_such(override, plain[root])
     # What holds other keys takes no value.
     close = nearest(key, [path for path, value in _nodes(plain) if not isinstance(value, dict)])
     best = _typed(close[0], override.value()) if close else ""
@@ -133,15 +147,39 @@ def _refused(override: Override, cfg: DictConfig, error: Exception) -> Problem:
     return Problem(f"unknown key {key}", valid=", ".join(close), fix=fix or "--cfg job lists every key", key=key)
 
 
+def _no_such(override: Override, section: Mapping[str, Any]) -> Problem:
+    """A key that one of our sections does not have: which it has, here and by its other options."""
+    key = grammar.key_of(override)
+    root, _, inside = key.partition(".")
+    keys = _keys(section)
+    here = ", ".join(f"{root}.{name}" for name in keys)
+    others = [f"{root}={option}: {', '.join(more)}" for option, more in _of_options(root).items() if more]
+    close = nearest(inside, keys, 1)
+    return Problem(
+        f"unknown key {key}",
+        valid=here or f"none with {root}={section.get('name')}; {'; '.join(others)}",
+        fix=_typed(f"{root}.{close[0]}", override.value()) if close else f"leave {key} out, or one of those",
+        key=key,
+    )
+
+
+def _keys(section: Any) -> list[str]:
+    """The keys that are typed with a value; `name` is chosen with the option."""
+    return [path for path, value in _nodes(section) if path != "name" and (not isinstance(value, dict) or not value)]
+
+
+def _of_options(group: str) -> dict[str, list[str]]:
+    """Option of a group -> its keys; nothing where it is no group."""
+    files = sorted((conf() / group).glob("*.yaml"))
+    return {file.stem: _keys(OmegaConf.to_container(OmegaConf.load(file), resolve=False)) for file in files}
+
+
 def _options_with(key: str) -> list[str]:
     """The options of a key's group that have it: `scheduler=asha` for `scheduler.reduction_factor`."""
     group, _, inside = key.partition(".")
-    files = sorted((conf() / group).glob("*.yaml")) if inside and group.isidentifier() else []
-    return [
-        f"{group}={file.stem}"
-        for file in files
-        if any(path == inside for path, _ in _nodes(OmegaConf.to_container(OmegaConf.load(file), resolve=False)))
-    ]
+    if not (inside and group.isidentifier()):
+        return []
+    return [f"{group}={option}" for option, keys in _of_options(group).items() if inside in keys]
 
 
 def _parents(key: str) -> Iterable[str]:

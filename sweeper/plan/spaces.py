@@ -27,6 +27,7 @@ SHOWN = 3
 _NUMBERS = {"lr": 1e-6, "kl": 0.001, "tp": 2}
 """Our names that hold a number and are null until something is typed, each with an example."""
 _ABSENT = object()
+_SECTION: dict[str, Any] = {}
 
 
 def collect(
@@ -38,7 +39,7 @@ def collect(
     if search.sampler == "none":
         return tuple(found.values())
     typed = {grammar.key_of(grammar.parse(line)) for base in bases for line in base.point.overrides}
-    for key, value in _entries(bases[0].config["search"]["space"]):
+    for key, value in _entries(bases[0].config["search"]["space"], bases):
         name = key.lstrip("+~")
         if name in found or name in typed:
             notes.append(f"{name} is typed, which replaces search.space.{name}")
@@ -104,12 +105,13 @@ def none_lives(search: SearchSettings, idle: Sequence[str]) -> Problem:
     return nothing(search, f": {'; '.join(idle[:SHOWN])}{more}", "a dim that matters in one of the arms")
 
 
-def _entries(space: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The dims of `search.space`; keys may be dotted or nested."""
+def _entries(space: Mapping[str, Any], bases: Sequence[Composed], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dims of `search.space`; keys may be dotted or nested. What holds a value itself has no keys inside."""
     for key, value in space.items():
         name = f"{prefix}.{key}" if prefix else str(key)
-        if isinstance(value, Mapping) and value and "dim" not in value and "when" not in value:
-            yield from _entries(value, name)
+        inner = isinstance(value, Mapping) and bool(value) and "dim" not in value and "when" not in value
+        if inner and all(isinstance(tree.get(base.config, name, _SECTION), Mapping) for base in bases):
+            yield from _entries(value, bases, name)
         else:
             yield name, value
 

@@ -281,6 +281,28 @@ def test_what_is_no_option_here_says_where_it_is_one(lines: list[str], said: str
     assert said in found and "stop=1 " not in found
 
 
+@pytest.mark.parametrize(
+    ("lines", "valid", "fix"),
+    [
+        (["scheduler.foo=1"], "scheduler=asha: grace_period, reduction_factor, brackets", "leave scheduler.foo out"),
+        (["scheduler=median", "scheduler.min_sample=1"], "scheduler.grace_period, ", "scheduler.min_samples=1"),
+        (["stop.foo=1"], "stop.patience, stop.nan, stop.entropy_below, ", "leave stop.foo out"),
+        (["stop.entropy_belo=1"], "stop.patience, stop.nan, stop.entropy_below, ", "stop.entropy_below=1"),
+        (["search=tpe", "search.statup=3", LR], "search.objectives, search.startup", "search.startup=3"),
+        (["search=tpe", "+search.space={lr: {dims: [1e-4,1e-3]}}"], "dim, when", "lr: {dim: [a, b], when: "),
+        (["search=tpe", "search.space.lr=[1e-4,1e-3]"], "", '"+search.space.lr=[1e-4,1e-3]"'),
+    ],
+)
+def test_a_key_that_a_section_of_ours_does_not_have_says_which_it_has(lines: list[str], valid: str, fix: str) -> None:
+    found = refused(*lines)
+    assert valid in found and f"try:   {fix}" in found and "verl" not in found and ".name" not in found
+
+
+def test_keys_of_the_space_may_be_nested() -> None:
+    plan = make(["search=random", "+search.space={actor_rollout_ref: {actor: {optim: {lr: [1e-4,1e-3]}}}}"])
+    assert names(plan) == [["actor_rollout_ref.actor.optim.lr"]]
+
+
 @pytest.mark.parametrize("line", ["trainer.test_freq=-1", "trainer.total_training_steps=0"])
 def test_what_is_wrong_at_every_point_is_not_said_of_the_space(line: str) -> None:
     said = refused("search=random", LR, line)
