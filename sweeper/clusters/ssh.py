@@ -168,12 +168,12 @@ def partly(config: Mapping[str, Any]) -> Partly | None:
         return Partly(hosts, shape(config) if _said(config) else None, ())
     python = str(config["python"])
     wrong = [old for host, about in zip(there, said, strict=True) if (old := _too_old(host.name, python, about))]
+    device, most = "cuda", 1
     try:
         device = _device(config, said)
         most = min(_limits(config, replace(settings, hosts=there), said, device))
     except RequestError as error:
         wrong += error.problems
-        device, most = "cuda", 1  # of CPU ranks no host has too few
     if device == "cuda":
         memory = min((float(about["gpu_memory_gib"]) for about in said if about["ids"]), default=0.0)
         gpu = next((str(about["gpu"]) for about in said if about["ids"]), "")
@@ -252,27 +252,41 @@ def _limits(
     """How many ranks of each host may be used. RequestError where a host has fewer than the config asks for."""
     limits, wrong = [], []
     for host, about in zip(settings.hosts, said, strict=True):
+        cores = int(about["cores"])
         has = len(about["ids"]) if device == "cuda" else max(
-            1, min(int(about["cores"]), int(about["available_gib"]) // GIB_PER_CPU_RANK)
+            1, min(cores, int(about["available_gib"]) // GIB_PER_CPU_RANK)
         )  # fmt: skip
-        # A CPU rank is what we say it is; a GPU is there or not.
+        # What memory a CPU rank takes is the user's to say, but each takes a core; a GPU is there or not.
+        most = has if device == "cuda" else cores
         allowed = host.gpus or (has if device == "cuda" else config["max_ranks"] or config["gpus_per_node"] or has)
-        allowed = min(allowed, config["max_ranks"] or allowed)
-        asked = max(host.gpus or 0, config["gpus_per_node"] or 0)
-        if device == "cuda" and (has == 0 or asked > has):
-            key = f"{_HOSTS} (gpus)" if (host.gpus or 0) > has else "cluster.gpus_per_node"
-            wrong.append(
-                Problem(
-                    f"host {host.name} has {has} visible GPU{'s' * (has != 1)}, asked for are {asked or 'some'}",
-                    valid=f"cluster.gpus_per_node: 1 to {has}" if has else "a host with an NVIDIA driver",
-                    fix=f"ssh {host.typed} nvidia-smi -L   (shows them)",
-                    key=key,
-                )
-            )
+        allowed = min(allowed, config["max_ranks"] or allowed, most)
+        asked = {f"{_HOSTS} (gpus)": host.gpus, "cluster.gpus_per_node": config["gpus_per_node"]}
+        if device == "cpu" and _said(config):
+            asked["cluster.max_ranks"] = config["max_ranks"]  # what is planned for, without having asked a host
+        if most == 0 or max(n or 0 for n in asked.values()) > most:
+            wrong.append(_too_many(host, asked, most, device))
         limits.append(allowed)
     if wrong:
         raise RequestError(wrong)
     return limits
+
+
+def _too_many(host: ssh_hosts.Host, by_key: Mapping[str, int | None], has: int, device: str) -> Problem:
+    """What to say of a host that has fewer ranks than some key asks for."""
+    key, asked = max(((key, n or 0) for key, n in by_key.items()), key=lambda pair: pair[1])
+    if device == "cpu":
+        return Problem(
+            f"host {host.name} has {has} core{'s' * (has != 1)}, and {key}={asked}: a CPU rank takes one",
+            valid=f"{key}: 1 to {has}",
+            fix=f"{key}={has}",
+            key=key,
+        )
+    return Problem(
+        f"host {host.name} has {has} visible GPU{'s' * (has != 1)}, asked for are {asked or 'some'}",
+        valid=f"cluster.gpus_per_node: 1 to {has}" if has else "a host with an NVIDIA driver",
+        fix=f"ssh {host.typed} nvidia-smi -L   (shows them)",
+        key=key,
+    )
 
 
 def _shape(config: Mapping[str, Any], device: str, nodes: int, ranks: int, gpu: str, memory: float) -> Shape:

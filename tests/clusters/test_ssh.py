@@ -19,7 +19,7 @@ import sshd
 
 from sweeper import clusters
 from sweeper.clusters import hosts, ssh, ssh_hosts
-from sweeper.clusters.gang import janitor
+from sweeper.clusters.gang import devices, janitor
 from sweeper.clusters.hosts import HostsAttempt, HostsCluster
 from sweeper.config import schema
 from sweeper.engines.base import Gang, Job
@@ -171,6 +171,23 @@ def test_gpus_that_a_host_has_not() -> None:
     group = ssh_cluster.config(ssh_cluster.servers(), device="cuda", gpus_per_node=8, gpu_memory_gib=80)
     with pytest.raises(RequestError, match="host host0 has 0 visible GPUs, asked for are 8"):
         clusters.get(group, clusters.shape(group))
+
+
+@real_servers
+def test_more_cpu_ranks_than_a_host_has_cores() -> None:
+    most = devices.cores()
+    group = ssh_cluster.config(ssh_cluster.servers(), gpus_per_node=most + 1)
+    with pytest.raises(RequestError) as refused:
+        clusters.get(group, clusters.shape(group))
+    assert [p.what for p in refused.value.problems] == [
+        f"host host{n} has {most} cores, and cluster.gpus_per_node={most + 1}: a CPU rank takes one" for n in (0, 1)
+    ]
+    assert refused.value.problems[0].fix == f"cluster.gpus_per_node={most}"
+    planned = ssh_cluster.config(ssh_cluster.servers(), gpus_per_node=1, max_ranks=most + 1)
+    with pytest.raises(RequestError, match=f"cluster.max_ranks={most + 1}: a CPU rank"):
+        clusters.get(planned, clusters.shape(planned))
+    asked = {**planned, "gpu_memory_gib": None}  # where the hosts are asked, it is a cap, as on one machine
+    assert clusters.shape(asked).gpus_per_node == most
 
 
 @real_servers
