@@ -106,6 +106,7 @@ def status(args: argparse.Namespace) -> int:
     """`sweeper status`: a table from the ledgers. A damaged one among others is named and does not hide them."""
     import sys
 
+    from sweeper.cli.steps import brought_up
     from sweeper.errors import SweeperError
     from sweeper.report.events import duration
     from sweeper.search.guard import Flag
@@ -126,7 +127,7 @@ def status(args: argparse.Namespace) -> int:
     damaged: list[SweeperError] = []
     for name in names:
         try:
-            found[name] = Ledger.read(store / name / "ledger.db")
+            found[name] = brought_up(Ledger.read(store / name / "ledger.db"))
         except SweeperError as error:
             if args.name:
                 raise
