@@ -94,8 +94,17 @@ def lines(found: Standings) -> list[str]:
     said += _placement(found.effects)
     if len(found.request.objectives) > 1:
         front = [c.id for c in found.candidates if c.front]
-        said.append(f"^ on the Pareto front of {', '.join(found.request.objectives)}: {', '.join(front) or 'none'}")
+        shown = ", ".join(front) or f"none, for {_no_front(found)}"
+        said.append(f"^ on the Pareto front of {', '.join(found.request.objectives)}: {shown}")
     return said
+
+
+def _no_front(found: Standings) -> str:
+    """Why no candidate is on it. Costs are always known, so that it is the end or the score that is missing."""
+    if any(c.complete for c in found.candidates):
+        return "no candidate that finished has a score that is a number"
+    seeds = " under all its seeds" if any(len(c.trials) > 1 for c in found.candidates) else ""
+    return f"no candidate has finished{seeds}"
 
 
 def _simple(console: Console, trials: Sequence[Ended], found: Standings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -262,6 +263,25 @@ def test_two_objectives_have_a_front() -> None:
     text = shown(outcomes, asked)
     assert "001*^" in text and "000 ^" in text and "002 ^" not in text
     assert "on the Pareto front of score, gpu_hours: 001, 000" in text
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "why"),
+    [
+        ([outcome("000", 0.5, state="failed", failure="bug")], "no candidate has finished"),
+        (
+            [outcome("000", 0.5, seed=1), outcome("000", 0.5, seed=2, state="stopped")],
+            "no candidate has finished under all its seeds",
+        ),
+        (
+            [outcome("000", math.nan), outcome("001", math.nan)],
+            "no candidate that finished has a score that is a number",
+        ),
+    ],
+)
+def test_an_empty_front_says_why(outcomes: list[Any], why: str) -> None:
+    text = shown(outcomes, Request(arms=ARMS, objectives=("score", "gpu_hours")))
+    assert f"on the Pareto front of score, gpu_hours: none, for {why}\n" in text
 
 
 def test_the_lowest_is_best_where_the_objective_says_so() -> None:
