@@ -33,9 +33,11 @@ from sweeper.search.base import Dim
 from sweeper.search.constraints import Constraint, parse
 from sweeper.search.settings import SearchSettings
 from sweeper.trial.records import secret_name
-from sweeper.trial.spec import Trial
+from sweeper.trial.spec import Trial, key_of
 
 _ABSENT = object()
+_APART = ("objective.", "stop.", "failures.", "keep.")
+"""Keys that say how trials are judged and kept: no trial is another one for them."""
 _CREDENTIALS = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
 _SECRET = re.compile(
     r"(^|_)(api_?key|(access|secret|private)_key|secret|passw(or)?d|(hf|api|auth|access|bearer|wandb)_token)s?$|^token$",
@@ -154,7 +156,7 @@ def make(overrides: Sequence[str], grid: Mapping[str, Sequence[Mapping[str, Any]
     bases = compose_points(space.arms, composer)
     problems = [*_secrets(bases), *(p for base in bases for p in schema.check(base.config))]
     if problems:
-        raise RequestError(dict.fromkeys(problems))
+        raise RequestError(dict.fromkeys([*problems, *_beside(overrides, problems)]))
     notes = [*space.notes]
     search = settings.read(bases[0].config, space.seeds, problems)
     dims = spaces.collect(space, bases, search, problems, notes)
@@ -170,6 +172,18 @@ def make(overrides: Sequence[str], grid: Mapping[str, Sequence[Mapping[str, Any]
     if builder.problems:
         raise RequestError(dict.fromkeys(builder.problems))
     return plan
+
+
+def _beside(overrides: Sequence[str], problems: Sequence[Problem]) -> list[Problem]:
+    """What else is wrong with a request, where all of these are of keys that nothing else of a plan depends on."""
+    keys = {problem.key for problem in problems}
+    rest = [line for line in overrides if key_of(line) not in keys]
+    if not all(key.startswith(_APART) for key in keys) or len(rest) == len(overrides):
+        return []
+    try:
+        return [problem for problem, _ in make(rest).problems]
+    except RequestError as error:
+        return [*error.problems]
 
 
 class _Builder:

@@ -337,6 +337,20 @@ def test_a_choice_of_texts_where_a_text_belongs_is_searched() -> None:
     assert len(make(["search=grid", mode]).trials) == 2
 
 
+@pytest.mark.parametrize(
+    ("lines", "parts"),
+    [
+        (["objective.metric=val-core/nothing"], ["objective.metric=val-core/nothing is nothing that verl writes"]),
+        (["stop.patience=0", "seed=1,2", "search.seeds=3"], ["stop.patience=0", "both say which seeds"]),
+        (["trainer.total_training_steps=0"], ["total_training_steps=0"]),
+    ],
+)
+def test_a_wrong_objective_does_not_hide_what_else_is_wrong(lines: list[str], parts: list[str]) -> None:
+    message = refused("objective.mode=most", *lines)
+    assert message.startswith("objective.mode=most\n  valid: max, min\n")
+    assert all(part in message for part in parts) and message.count("objective.mode=most") == 1
+
+
 def test_known_points_come_first_in_every_arm_that_has_them() -> None:
     points = "search.points=[{lr: 1e-4, critic.optim.lr: 1e-5},{lr: 2e-4}]"
     plan = make([TPE, "algorithm=grpo,ppo", LR, CRITIC, points])
