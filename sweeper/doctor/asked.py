@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper import engines
+from sweeper.clusters import docker
 from sweeper.config import tree
 from sweeper.engines.base import Gang, Shape
 from sweeper.errors import Problem, RequestError
@@ -63,6 +64,14 @@ class Asked:
     def image(self) -> str:
         """The container image that the trainer runs in; empty: none."""
         return str((self.config.get("engine") or {}).get("image") or "")
+
+    @property
+    def container_program(self) -> str:
+        """What runs that image on a node where that is ours to call (docker, podman); else empty."""
+        cluster = self.config.get("cluster") or {}
+        if not self.image or "docker" not in cluster:
+            return ""
+        return str({**docker.DEFAULT, **(cluster["docker"] or {})}["program"])
 
     @property
     def env(self) -> dict[str, str]:

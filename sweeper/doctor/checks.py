@@ -45,6 +45,7 @@ def looked(answers: Answers, asked: Asked) -> Iterator[Check]:
     if not answers:
         return  # nobody looked: nothing is known to be well
     yield from _software(answers, asked)
+    yield from _containers(answers, asked)
     yield from _gpus(answers, asked)
     yield from _disk(answers, asked)
     yield from _paths(answers, asked)
@@ -137,6 +138,27 @@ def _install(asked: Asked) -> str:
     return (
         f"engine.python=PATH of an interpreter there, or install it: {asked.python} -m pip install {asked.engine} ray"
     )
+
+
+def _containers(answers: Answers, asked: Asked) -> Iterator[Check]:
+    """Whether what is to run the image answers on each node."""
+    program = asked.container_program
+    name = program.rpartition("/")[2]
+    wrong = {node: found for node, said in answers.items() if "error" in (found := said.get("containers") or {})}
+    for node, found in wrong.items():
+        other = "podman" if name == "docker" else "docker"
+        if found.get("missing"):
+            package = "docker.io" if name == "docker" else name
+            fix = f"apt-get install {package}   on the node; or cluster.docker.program={other}"
+        elif "permission denied" in str(found["error"]).lower():
+            fix = f"sudo usermod -aG docker {answers[node].get('user', '$USER')}   on the node, then log in anew"
+        elif name == "docker":
+            fix = "sudo systemctl start docker   on the node; or cluster.docker.program=podman, which needs no daemon"
+        else:
+            fix = f"{program} ps   on the node says more"
+        yield Check(name, FAIL, f"{program} does not answer: {found['error']}", node, fix)
+    if program and not wrong:
+        yield Check(name, OK, "it answers; the image is fetched when a trial starts, where it is not there")
 
 
 # --- GPUs ---
@@ -328,9 +350,11 @@ def met(answers: Answers, names: tuple[str, ...], content: str, folder: str) -> 
     if shared and told:
         many = f"what each of {len(told)} nodes wrote is read on all" if len(told) > 1 else "read and written"
         yield Check("shared store", OK, many)
-    if len(names) > 1:
-        yield from _names(told, names)
-        yield from _reached(told)
+    if len(names) == 1:
+        yield Check("reachability", OK, "one node: there is no other to reach")
+        return
+    yield from _names(told, names)
+    yield from _reached(told)
 
 
 def _share(folder: str) -> str:
@@ -367,7 +391,10 @@ def _reached(told: Answers) -> Iterator[Check]:
                 bad = True
                 fix = "open the firewall between the nodes for all TCP ports: Ray, NCCL and gloo pick theirs"
                 yield Check("reachability", FAIL, f"{by_id.get(other, other)}: {facts['error']}", node, fix)
-    if told and not bad:
+    if len(told) == 1:
+        what = f"not looked at: {next(iter(told))} met no other"
+        yield Check("reachability", WARN, what, fix="mend those first")
+    elif told and not bad:
         yield Check("reachability", OK, f"every node connects to each of the other {len(told) - 1}")
 
 

@@ -197,6 +197,7 @@ def _look(asked: Asked, timeout_s: float) -> dict[str, Any]:
         "ports": list(asked.ports),
         "own": sorted(set(asked.addresses.values())),
         "names": list(asked.names),
+        "container_program": asked.container_program,
         "timeout_s": timeout_s,
     }
 

@@ -48,6 +48,7 @@ def look(question: Said) -> Said:
         "any_port": _guarded(port_free, 0),
         "own": {address: _guarded(port_free, 0, address) for address in question.get("own", ())},
         "names": {name: bool(os.environ.get(name)) for name in question["names"]},
+        "containers": _guarded(containers, question.get("container_program", "")),
     }
 
 
@@ -94,6 +95,21 @@ def engine(question: Said) -> Said:
     packages = found.get("packages") or {}
     wanted = {name: packages.get(name) for name in question["packages"]}
     return {"python": found.get("python"), "packages": wanted, "cuda": found.get("cuda"), "commit": found.get("commit")}
+
+
+def containers(program: str) -> Said:
+    """Whether what runs containers answers this user: `ps` asks Docker's daemon, and podman's store. Empty: no wish."""
+    if not program:
+        return {}
+    try:
+        code, out, err = _run([program, "ps", "--quiet"])
+    except FileNotFoundError:
+        return {"error": "it is not there", "missing": True}
+    except PermissionError:
+        return {"error": "it is no program that this user may run", "missing": True}
+    except subprocess.TimeoutExpired:
+        return {"error": "no answer within 30 s"}
+    return {"error": _last(err or out) or f"it ended with code {code}"} if code else {}
 
 
 # --- devices ---

@@ -23,6 +23,7 @@ import pytest
 from sweeper import clusters
 from sweeper.clusters import docker, gangs
 from sweeper.clusters.gang import contain, janitor
+from sweeper.doctor import probe
 from sweeper.engines.base import Gang, Job, Shape
 from sweeper.errors import RequestError
 
@@ -390,6 +391,16 @@ def test_a_user_whom_the_image_does_not_know_has_a_name(daemon: docker_daemon.Da
     said = daemon.docker(*upto, "python3", "-c", "import getpass, os; print(getpass.getuser(), os.getuid())", stdin=b"")
     assert said == "12345 12345\n"
     assert daemon.emptied()
+
+
+def test_the_doctor_knows_a_daemon_that_answers_from_one_that_does_not(
+    daemon: docker_daemon.Daemon, tmp_path: Path
+) -> None:
+    assert probe.containers(daemon.program) == {}
+    down = tmp_path / "docker"
+    down.write_text(f'#!/bin/sh\nDOCKER_HOST=unix://{tmp_path}/no.sock exec docker "$@"\n')
+    down.chmod(0o755)
+    assert "Cannot connect to the Docker daemon" in probe.containers(str(down))["error"]
 
 
 def test_an_image_that_is_not_there_is_a_failed_launch_with_dockers_words(

@@ -112,6 +112,54 @@ def test_two_nodes_that_are_well(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "the store that was made for it is gone again"
 
 
+def test_one_node_has_no_other_to_reach(tmp_path: Path) -> None:
+    (only,) = examined(Nodes("n1"), asked(tmp_path))["reachability"]
+    assert (only.state, only.said) == (OK, "one node: there is no other to reach")
+
+
+def test_a_node_that_met_no_other_says_nothing_of_reachability() -> None:
+    well = {"id": "a", "wrote": "x", "read": {"a": "x"}, "controller": "c", "addresses": [], "reached": {},
+            "resolved": {}}  # fmt: skip
+    found = list(checks.met({"n1": well, "n2": {"error": "FileNotFoundError"}}, ("n1", "n2"), "c", "/store"))
+    (one,) = [c for c in found if c.name == "reachability"]
+    assert (one.state, one.said) == (WARN, "not looked at: n1 met no other")
+
+
+DOWN = "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?"
+NOT_OURS = "permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock"
+
+
+@pytest.mark.parametrize(
+    ("says", "told", "fix"),
+    [
+        ("", "", ""),
+        (DOWN, DOWN, "sudo systemctl start docker"),
+        (NOT_OURS, NOT_OURS, "sudo usermod -aG docker "),
+        (None, "it is not there", "apt-get install docker.io"),
+    ],
+)
+def test_a_node_whose_docker_does_not_answer(tmp_path: Path, says: str | None, told: str, fix: str) -> None:
+    """The programs are fakes; a real daemon: tests/clusters/test_docker.py."""
+    program = tmp_path / "bin" / "docker"
+    if says is not None:
+        program.parent.mkdir()
+        program.write_text(f"#!/bin/sh\n[ -z '{says}' ] || {{ echo '{says}' >&2; exit 1; }}\n")
+        program.chmod(0o755)
+    config = {"engine": {"env": {}, "image": "verlai/verl:app"}, "cluster": {"docker": {"program": str(program)}}}
+    found = examined(Nodes("n1", "n2"), asked(tmp_path / "runs", config=config))["docker"]
+    if not told:
+        assert [(c.state, c.node) for c in found] == [(OK, "")]
+        return
+    assert [(c.state, c.node) for c in found] == [(FAIL, "n1"), (FAIL, "n2")]
+    assert found[0].said == f"{program} does not answer: {told}"
+    assert fix in found[0].fix
+
+
+def test_docker_is_not_asked_where_nothing_runs_in_a_container(tmp_path: Path) -> None:
+    config = {"engine": {"env": {}, "image": None}, "cluster": {"docker": {"program": "/no/docker"}}}
+    assert "docker" not in examined(Nodes("n1"), asked(tmp_path, config=config))
+
+
 def test_a_node_that_does_not_answer_is_named_with_what_it_said(tmp_path: Path) -> None:
     report = checkup.examine(Nodes("n1", "n2", silent="n2"), asked(tmp_path), 30.0)  # type: ignore[arg-type]
     (bad, *_) = [c for c in report.checks if c.state == FAIL]
@@ -153,7 +201,7 @@ def test_another_files_content_is_not_taken_for_the_same(tmp_path: Path) -> None
         "n2": {"id": "b", "wrote": "2", "read": {"a": "0", "b": "2"}, "controller": "c", "addresses": [], "reached": {},
                "resolved": {}},
     }  # fmt: skip
-    (bad,) = checks.met(answers, ("n1",), "c", str(tmp_path))
+    (bad,) = (c for c in checks.met(answers, ("n1",), "c", str(tmp_path)) if c.name == "shared store")
     assert (bad.state, bad.node, "n1" in bad.said) == (FAIL, "n2", True)
 
 
