@@ -69,3 +69,15 @@ def test_what_was_started_before_stays_and_is_named(
     assert "nothing was launched" not in said
     assert f"records  {tmp_path}/s" in said and "sweeper resume s" in said
     assert (tmp_path / "s/trials/000/attempt-1/attempt.json").exists()
+
+
+def test_a_run_says_which_arms_another_one_stands_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuses(*_: Any) -> Any:
+        raise WRONG
+
+    monkeypatch.setattr(LocalCluster, "start", refuses)
+    assert run(f"store={tmp_path}", "algorithm=grpo", "critic.optim.lr=1e-4,1e-3") == 2
+    said = " ".join(capfd.readouterr().out.split())
+    assert "arm critic.optim.lr=0.0001 is trained once, also for critic.optim.lr=0.001" in said

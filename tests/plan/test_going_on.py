@@ -68,6 +68,20 @@ def test_only_what_is_run_again_is_composed(tmp_path: Path, plan: Plan, monkeypa
     assert made.trial.point.varied == last.point.varied
 
 
+def test_a_grid_whose_arms_were_trained_once_is_the_same_request(tmp_path: Path) -> None:
+    typed = ["algorithm=grpo,ppo", "critic.optim.lr=1e-4,1e-3", "search=grid", "lr=choice(1e-5,1e-4)"]
+    first = make(typed)
+    folder = SweepFolder.create(tmp_path, "s", typed)
+    events: list[tuple[str, str | None, dict[str, Any]]] = [("sweep_started", None, execute._started(first))]
+    events += [("trial_planned", t.id, planned(t, fingerprint(dict(t.config)))) for t in first.trials]
+    with contextlib.closing(Ledger.open(folder.path / "ledger.db", create=True)) as ledger:
+        ledger.append_all(events)
+        again = make(line(tmp_path, *typed), grid(line(tmp_path, *typed)))
+        execute._same_request(ledger, again, engines.get("verl"), folder)
+    assert again.sized == () and again.total == first.total == 6
+    assert [(arm.id, arm.label) for arm in again.arms] == [(arm.id, arm.label) for arm in first.arms]
+
+
 @pytest.mark.parametrize(
     "typed",
     [
