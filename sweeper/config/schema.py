@@ -45,7 +45,7 @@ def check(config: Mapping[str, Any]) -> list[Problem]:
                 f"engine.image={image}: which interpreter of the image has the trainer is not said",
                 valid="its name or path in the image",
                 fix="engine.python=python3",
-                key="engine.python",
+                key="engine.image",
             )
         )
     for key, checked in (("stop", stops.check), ("failures", failures.check), ("tracking", address.check)):

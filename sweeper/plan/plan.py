@@ -36,8 +36,8 @@ from sweeper.trial.records import secret_name
 from sweeper.trial.spec import Trial, key_of
 
 _ABSENT = object()
-_APART = ("objective.", "stop.", "failures.", "keep.")
-"""Keys that say how trials are judged and kept: no trial is another one for them."""
+_APART = ("objective.", "stop.", "failures.", "keep.", "engine.image")
+"""Keys that say how trials are judged, kept and contained: no trial is another one for them."""
 _CREDENTIALS = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
 _SECRET = re.compile(
     r"(^|_)(api_?key|(access|secret|private)_key|secret|passw(or)?d|(hf|api|auth|access|bearer|wandb)_token)s?$|^token$",

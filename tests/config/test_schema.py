@@ -61,6 +61,9 @@ def test_the_interpreter_of_an_image_must_be_said(capsys: pytest.CaptureFixture[
         assert app.run(["engine.image=verl:1", "plan=true"]) == 2
         said = capsys.readouterr().err
         assert "engine.python=python3" in said
+        assert app.run(["engine.image=verl:1", "tp=3", "stop.nan=maybe", "plan=true"]) == 2
+        said = capsys.readouterr().err
+        assert all(word in said for word in ("engine.python=python3", "tp=3", "stop.nan=maybe")), said
         # Ours is one, too, where it is mounted into the container under its own path.
         assert app.run(["engine.image=verl:1", f"engine.python={sys.executable}", "plan=true"]) == 0
 
