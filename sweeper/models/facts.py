@@ -191,7 +191,7 @@ def _missing(path: Path) -> Problem:
 
 
 def nearest_sibling(path: Path) -> Path | None:
-    """The existing path that was probably meant: the first missing part replaced by the closest name beside it."""
+    """The existing path that was probably meant: each missing part replaced by the closest name beside it."""
     missing, parent = path, path.parent
     while not parent.exists() and parent != parent.parent:
         missing, parent = parent, parent.parent
@@ -199,8 +199,11 @@ def nearest_sibling(path: Path) -> Path | None:
         names = [p.name for p in parent.iterdir()]
     except OSError:
         return None
-    close = difflib.get_close_matches(missing.name, names, n=1, cutoff=0.5)
-    return parent / close[0] if close else None
+    close = difflib.get_close_matches(missing.name, names, n=1, cutoff=0.6)
+    if not close:
+        return None
+    meant = parent / close[0] / path.relative_to(missing)
+    return meant if meant.exists() else nearest_sibling(meant)
 
 
 @lru_cache(maxsize=256)

@@ -158,10 +158,22 @@ def test_a_local_folder_speaks_for_itself_whatever_the_group_says(tmp_path: Path
     assert arch is not None and (arch.model_type, arch.heads, arch.kv_heads, arch.head_dim) == ("llama", 4, 1, 16)
 
 
+def test_a_folder_far_from_any_that_is_there_is_not_guessed(tmp_path: Path) -> None:
+    """/opt is near /nope, and no model is in it."""
+    (tmp_path / "opt").mkdir()
+    (tmp_path / "models" / "qwen").mkdir(parents=True)
+    assert facts.nearest_sibling(tmp_path / "nope" / "model") is None
+    assert facts.nearest_sibling(tmp_path / "nope") is None
+    assert facts.nearest_sibling(tmp_path / "model" / "llama") is None
+    assert facts.nearest_sibling(tmp_path / "model" / "qwne") == tmp_path / "models" / "qwen"
+    (problem,) = facts.at("/nope/model")[1]
+    assert problem.fix == ""
+
+
 def test_a_missing_folder_names_the_one_that_was_meant(tmp_path: Path) -> None:
     whole(tmp_path / "checkpoints" / "qwen-7b")
     _, [problem] = facts.at(str(tmp_path / "chekpoints" / "qwen-7b"))
-    assert problem.fix == f"model.path={tmp_path / 'checkpoints'}"
+    assert problem.fix == f"model.path={tmp_path / 'checkpoints' / 'qwen-7b'}"
 
 
 @pytest.mark.parametrize(
