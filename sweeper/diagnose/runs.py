@@ -3,16 +3,18 @@
 Guarantees: `SWEEP`, `SWEEP/TRIAL`, `SWEEP/TRIAL/ATTEMPT`, a trial alone where one sweep has it, and a folder of any of
 them are found without lineage records, for a run that failed may have none; what else `reproduce` and `diff` take (an
 MLflow run id, a lineage.json) is found as they find it. Of a trial the latest attempt is meant, of a sweep that of
-each.
+each; of a trial that was not run because one of another sweep stands for it, that one's.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from sweeper.diagnose.cases import LOG, SPEC
-from sweeper.errors import Problem, RequestError
+from sweeper.errors import Problem, RequestError, SweeperError
+from sweeper.trial.ledger import Ledger
 from sweeper.trial.records import SweepFolder, attempt_number, store_flag
 
 SHOWN = 12
@@ -49,7 +51,8 @@ def _inside(path: Path) -> Iterator[Path]:
     """The attempts that a folder is, or has."""
     if (path / "sweep.json").is_file():
         sweep = SweepFolder(path)
-        yield from (latest for t in sweep.trial_ids() if (latest := sweep.latest_attempt(t)))
+        found = {t: latest for t in sweep.trial_ids() if (latest := sweep.latest_attempt(t))}
+        yield from (attempt for _, attempt in sorted({**_reused(sweep), **found}.items()))
     elif attempts := sorted((attempt_number(p), p) for p in path.glob("attempt-*") if attempt_number(p)):
         yield attempts[-1][1]
     elif any((path / mark).is_file() for mark in _MARKS):
@@ -67,8 +70,16 @@ def _named(run: str, store: Path) -> Iterator[Path]:
     elif attempt:
         path = folder.trial(trial) / f"attempt-{attempt.removeprefix('attempt-')}"
         yield from [path] if path.is_dir() else []
-    elif latest := folder.latest_attempt(trial):
+    elif latest := folder.latest_attempt(trial) or _reused(folder).get(trial):
         yield latest
+
+
+def _reused(sweep: SweepFolder) -> dict[str, Path]:
+    """Trial -> the attempt of another sweep that stands for it; none where the ledger cannot be read."""
+    with contextlib.suppress(SweeperError):
+        states = Ledger.read(sweep.path / "ledger.db").values()
+        return {s.id: Path(s.folder) for s in states if s.reused and Path(s.folder).is_dir()}
+    return {}
 
 
 def _sweeps(store: Path) -> list[SweepFolder]:
@@ -77,7 +88,10 @@ def _sweeps(store: Path) -> list[SweepFolder]:
 
 def _unknown(run: str, store: Path) -> RequestError:
     sweep = SweepFolder(store / run.partition("/")[0])
-    ours = [f"{sweep.name}/{t}" for t in sweep.trial_ids()]
+    if sweep.name == run.strip("/") and (sweep.path / "sweep.json").is_file():
+        what, fix = f"no trial of {sweep.name} has been attempted yet", f"sweeper status {sweep.typed}"
+        return RequestError(Problem(what, valid="a sweep of which something ran", fix=fix, key="RUN"))
+    ours = [f"{sweep.name}/{t}" for t in sorted({*sweep.trial_ids(), *_reused(sweep)})]
     there = ours or [s.name for s in _sweeps(store)]
     more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
     return RequestError(

@@ -22,6 +22,8 @@ from sweeper.diagnose.signs import SIGNS
 from sweeper.engines.base import Progress
 from sweeper.engines.verl import base_config
 from sweeper.errors import RequestError
+from sweeper.trial.ledger import Ledger
+from sweeper.trial.records import SweepFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/golden/diagnose"
@@ -475,6 +477,38 @@ def test_a_name_that_fits_nothing_or_too_much_says_what_there_is(name: str, stor
     with pytest.raises(RequestError) as caught:
         runs.find(name, store)
     assert "one" in str(caught.value)
+
+
+@pytest.fixture
+def reused(store: Path) -> Path:
+    """The store with a sweep `again`, for whose only trial one/001 stands, and a sweep `new` of which nothing ran."""
+    for name in ("again", "new"):
+        ledger = Ledger.open(SweepFolder.create(store, name, []).path / "ledger.db", create=True)
+        ledger.append("trial_planned", trial="000", data={"label": "default"})
+        if name == "again":
+            stands = {"sweep": "one", "trial": "001", "folder": str(store / "one/trials/001/attempt-1")}
+            ledger.append("trial_reused", trial="000", data=stands)
+        ledger.close()
+    return store
+
+
+@pytest.mark.parametrize("name", ["again", "again/000"])
+def test_a_trial_that_was_reused_is_the_run_that_stands_for_it(
+    name: str, reused: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert runs.find(name, reused) == [reused / "one/trials/001/attempt-1"]
+    assert main(["diagnose", name, "--store", str(reused)]) == 0
+    assert "nothing found" in capsys.readouterr().out
+
+
+def test_what_there_is_to_diagnose_is_not_contradicted(reused: Path) -> None:
+    with pytest.raises(RequestError) as caught:
+        runs.find("again/007", reused)
+    assert caught.value.problems[0].valid == "again/000"
+    with pytest.raises(RequestError) as caught:
+        runs.find("new", reused)
+    assert caught.value.problems[0].what == "no trial of new has been attempted yet"
+    assert "new" not in caught.value.problems[0].valid.split(", ")
 
 
 def test_commands_that_are_advised_work_where_the_sweep_is(
