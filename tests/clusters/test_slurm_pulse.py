@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 
+import pytest
+
+from sweeper.clusters.base import Exit
 from sweeper.clusters.gang.node import GANG
 from sweeper.clusters.slurm import pulse
+from sweeper.clusters.slurm.jobs import JobAttempt
 
 
 def test_time_in_which_nobody_looked_does_not_count(tmp_path: Path) -> None:
@@ -30,6 +35,36 @@ def test_time_in_which_nobody_looked_does_not_count(tmp_path: Path) -> None:
     beat.unlink()
     one.look(604.0)
     assert one.still_s == 0.0
+
+
+def test_both_signs_count_at_once_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slurmd that was away in an earlier standstill, which passed, says nothing of a later one."""
+    (tmp_path / GANG).mkdir()
+    (tmp_path / GANG / "gang.json").write_text(json.dumps({"nodes": [{"name": "node1", "address": ""}]}))
+    about = {"kind": "slurm", "mode": "job", "tag": "t", "job": "7", "nodes": [0], "gpus": 1, "poll_s": 60.0}
+    attempt = JobAttempt(tmp_path, about)
+    monkeypatch.setattr(pulse.Daemon, "ask", lambda *_, **__: None)
+    daemon = attempt._daemon = pulse.Daemon("node1")
+    daemon.at, daemon.known = ("10.0.0.7", 6818), True
+
+    def look(seconds: range, *, beats: bool) -> Exit | None:
+        for now in seconds:
+            if beats:
+                (tmp_path / GANG / "beat").write_text(str(now))
+            attempt._watch.answered_at = float(now)
+            if ended := attempt._first_lost(float(now), 1):
+                return ended
+        return None
+
+    assert look(range(10), beats=True) is None
+    daemon.silent, daemon.silent_at = "no answer within 1.5 s", 9.0
+    assert look(range(10, 12), beats=True) is None
+    assert look(range(12, 30), beats=False) is None
+    daemon.silent, daemon.silent_at = "no answer within 1.5 s", 30.0
+    ended = look(range(30, 32), beats=False)
+    assert ended is not None and ended.reason == "lost"
+    assert "its slurmd (10.0.0.7:6818) does not answer: no answer within 1.5 s; Slurm job 7 was" in ended.detail
+    assert (tmp_path / GANG / "ask").read_bytes() == b"k"
 
 
 def test_a_daemon_that_never_answered_is_not_missed() -> None:

@@ -109,6 +109,7 @@ class SlurmAttempt(gangs.GangAttempt):
             return None
         self._daemon = self._daemon or Daemon(self._first())
         if self._pulse.still_s < STILL_S:
+            self._daemon.silent = ""  # of an earlier standstill, which passed
             if not self._daemon.known:
                 self._daemon.ask(now, every_s=AGAIN_S)
             return None
