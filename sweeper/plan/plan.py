@@ -32,6 +32,7 @@ from sweeper.search.arm import trial_id
 from sweeper.search.base import Dim
 from sweeper.search.constraints import Constraint, parse
 from sweeper.search.settings import SearchSettings
+from sweeper.trial.identity import refused
 from sweeper.trial.records import secret_name
 from sweeper.trial.spec import Trial, key_of
 
@@ -154,7 +155,7 @@ def make(overrides: Sequence[str], grid: Mapping[str, Sequence[Mapping[str, Any]
     space = read(overrides)
     composer = Composer()
     bases = compose_points(space.arms, composer)
-    problems = [*_secrets(bases), *(p for base in bases for p in schema.check(base.config))]
+    problems = [*_secrets(bases), *_nameless(bases), *(p for base in bases for p in schema.check(base.config))]
     if problems:
         raise RequestError(dict.fromkeys([*problems, *_beside(overrides, problems)]))
     notes = [*space.notes]
@@ -414,6 +415,17 @@ def _secrets(composed: Sequence[Composed]) -> list[Problem]:
                 if problem is not None:
                     found[key] = problem
     return [found[key] for key in sorted(found)]
+
+
+def _nameless(composed: Sequence[Composed]) -> list[Problem]:
+    """What no fingerprint can name, so that nobody could say whether two runs are the same. Of the first the whole
+    config, of the others what was typed: a config has a thousand leaves, a request may have ten thousand arms."""
+    found = dict(refused(composed[0].config))
+    for item in composed[1:]:
+        found.update(refused(dict(item.explicit)))
+    valid = "finite numbers, inf, texts, true, false, null, and lists and mappings of them, whose keys are texts"
+    # A key without a dot is one of our own, and what it may be is said better elsewhere.
+    return [Problem(why, valid=valid, key=key) for key, why in sorted(found.items()) if "." in key]
 
 
 def _secret(key: str, value: str, model_engine: str) -> Problem | None:

@@ -152,6 +152,29 @@ def canonical(value: Any) -> str:
     return _dump({key: _canonical(leaf, key) for key, leaf in _leaves(value, "")})
 
 
+def refused(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Every leaf, dotted, that has no canonical form and why, and every key that is no string."""
+    found: list[tuple[str, str]] = []
+
+    def look(value: Any, at: str) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                if not isinstance(key, str):
+                    found.append((at, f"{at or 'the config'} has the key {key!r}, which is no string"))
+                look(inner, f"{at}.{key}" if at else str(key))
+        elif isinstance(value, list | tuple):
+            for number, inner in enumerate(value):
+                look(inner, f"{at}[{number}]")
+        else:
+            try:
+                _canonical(value, at)
+            except TypeError as error:
+                found.append((at, str(error)))
+
+    look(config, "")
+    return found
+
+
 def is_placement(key: str, patterns: Sequence[str]) -> bool:
     """Whether a dotted key is named by one of the patterns (`*`: one part of a key, `**`: any number of parts)."""
     return _matcher(tuple(patterns))(key)

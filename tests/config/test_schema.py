@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,28 @@ def test_a_value_that_cannot_be_meant_is_named_with_what_can(
     said = capsys.readouterr()
     assert override.replace("=null", "=None") in said.out + said.err
     assert valid in said.out + said.err
+
+
+@pytest.mark.parametrize(
+    ("override", "why"),
+    [
+        (
+            "actor_rollout_ref.actor.entropy_coeff=nan",
+            "actor_rollout_ref.actor.entropy_coeff is NaN, which equals nothing",
+        ),
+        ("actor_rollout_ref.actor.entropy_coeff=0.1,nan", "actor_rollout_ref.actor.entropy_coeff is NaN"),
+        ("+actor_rollout_ref.foo={a: [nan]}", "actor_rollout_ref.foo.a[0] is NaN"),
+        ("+actor_rollout_ref.foo={1: a}", "actor_rollout_ref.foo has the key 1, which is no string"),
+    ],
+)
+def test_what_no_fingerprint_can_name_is_refused_before_anything_is_made(
+    override: str, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with initialized():
+        assert app.run([override, f"store={tmp_path}/runs", "tracking=none"]) == 2
+    said = capsys.readouterr().err
+    assert why in said and "valid: finite numbers" in said
+    assert not (tmp_path / "runs").exists()
 
 
 def test_all_wrong_keys_come_in_one_message(capsys: pytest.CaptureFixture[str]) -> None:
