@@ -115,7 +115,7 @@ GANG_SIGNS = (
     _said(
         "node-lost",
         _NODE + r" was lost(?: before the trainer started)?: ?.*",
-        "gang/agent.py Agent.members, Agent.said_by_members",
+        "gang/agent.py Agent.members, Agent.said_by_members; slurm/attempt.py SlurmAttempt",
         consequence=True,
     ),
     _said(
