@@ -66,9 +66,12 @@ def _known(overrides: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
 def _answer(plan: Plan, output: str, asked: bool, resume: bool) -> int:
     if asked:
         _as_built(plan)
-        shown = _show(plan, output)
-        _lineage(plan)
-        return shown
+        try:
+            _lineage(plan)
+        except SweeperError:
+            _show(plan, output, runs=False)
+            raise
+        return _show(plan, output, runs=not plan.problems)
     if found := [*plan.problems, *unlaunchable(plan)]:
         return _refuse(found, len(plan.sized), output)
     if plan.settings["detach"]:
@@ -140,13 +143,13 @@ def report(error: SweeperError, output: str) -> int:
     return error.exit_code
 
 
-def _show(plan: Plan, output: str) -> int:
+def _show(plan: Plan, output: str, *, runs: bool) -> int:
     probes = _probes(plan)
     if output == "json":
         render.print_json(plan, sys.stdout, probes)
     else:
         render.text(plan, sys.stdout, probes)
-        print("\nnothing was launched; without plan=true this runs" if not plan.problems else "")
+        print("\nnothing was launched; without plan=true this runs" if runs else "")
     sys.stdout.flush()  # a reader who has gone is found out here, not when the interpreter ends
     return 2 if plan.problems else 0
 

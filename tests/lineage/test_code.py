@@ -319,10 +319,12 @@ def test_a_plan_refuses_what_the_start_would(
     request = ["cluster.device=cpu", "lineage.strict=true", "plan=true"]
     with initialized():
         assert app.run(request) == 0
+        assert "without plan=true this runs" in capsys.readouterr().out
         (repo / "train.py").write_text("print(2)\n")
         assert app.run(request) == 2
         said = capsys.readouterr()
         assert "train.py" in said.err and "git commit" in said.err
+        assert "1 trial" in said.out and "this runs" not in said.out
         assert app.run(["cluster.device=cpu", "lineage.reproduces=nowhere/lineage.json", "plan=true"]) == 2
     assert "nowhere/lineage.json" in capsys.readouterr().err
     assert not list(tmp_path.glob("runs*"))
