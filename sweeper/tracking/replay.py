@@ -84,7 +84,8 @@ def _send(uri: str, sweep: Call, calls: list[Call], folder: Path) -> str:
     latest = max((c["time"] for c in calls), default=0.0)
     store.apply(ends[-1] if ends else {"call": "sweep_ended", "state": "interrupted", "time": latest})
     missed = f"; not taken: {', '.join(store.missed)}" if store.missed else ""
-    return f"{len(trials)} trials are in {shown(uri)} ({steps} steps were missing){missed}"
+    many = "1 trial is" if len(trials) == 1 else f"{len(trials)} trials are"
+    return f"{many} in {shown(uri)} ({steps} steps were missing){missed}"
 
 
 def _attempts(calls: list[Call]) -> dict[str, list[_Attempt]]:
