@@ -48,8 +48,11 @@ def run() -> int:
         RequestError: All that is wrong with the parameters.
     """
     asked = params.read()
-    for line in params.differences(asked):
+    differs = params.differences(asked)
+    for line in differs:
         print(f"params.yaml: {line}")
+    if differs:
+        print("params.yaml is what runs; what conf/pipeline says instead: python -m sweeper.pipeline params")
     with initialized():
         plan = checked(params.overrides(asked))
         builds = [*{b.path: b for config in configs(plan) for b in prepare.needed(config)}.values()]

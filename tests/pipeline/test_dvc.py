@@ -139,4 +139,5 @@ def test_an_option_that_does_not_exist(checkout: Checkout) -> None:
 def test_params_diff(checkout: Checkout) -> None:
     checkout.replace("params.yaml", "algorithm: grpo", "algorithm: rloo")
     assert checkout.dvc("params", "diff").splitlines()[1].split() == ["params.yaml", "algorithm", "grpo", "rloo"]
-    assert "algorithm=rloo (conf/pipeline: grpo)" in checkout.dvc("repro", "prepare")
+    said = checkout.dvc("repro", "prepare")
+    assert "algorithm=rloo (conf/pipeline: grpo)" in said and "python -m sweeper.pipeline params" in said
