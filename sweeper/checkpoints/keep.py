@@ -22,8 +22,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any
+
+from sweeper.search.stats import mean
 
 GB = 10**9
 
@@ -301,7 +302,7 @@ def _score(trials: Sequence[Standing], missing: float) -> float:
     """The mean over the seeds of the search; `missing` where one has none or one that is no number."""
     scores = [t.score for t in _search(trials)]
     known = [s for s in scores if s is not None and not math.isnan(s)]
-    return fmean(known) if known and len(known) == len(scores) else missing
+    return mean(known) if known and len(known) == len(scores) else missing
 
 
 def _least_first(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sweeper.report.rows import Ended, Request
-from sweeper.search.stats import Difference, Mean, among, compare, order, summarise
+from sweeper.search.stats import Difference, Mean, among, compare, mean, order, summarise
 
 DONE = frozenset({"finished", "pruned", "failed"})
 
@@ -62,7 +62,7 @@ class Candidate:
     @property
     def score(self) -> float | None:
         """The mean of `scores`."""
-        return math.fsum(self.scores) / len(self.scores) if self.scores else None
+        return mean(self.scores) if self.scores else None
 
     @property
     def mean(self) -> Mean | None:
@@ -78,7 +78,7 @@ class Candidate:
     def tokens_per_s(self) -> float | None:
         """The mean over its seeds."""
         speeds = [s for t in self.trials if (s := t.tokens_per_s) is not None]
-        return math.fsum(speeds) / len(speeds) if speeds else None
+        return mean(speeds) if speeds else None
 
     def values(self, objectives: Sequence[str]) -> tuple[float, ...] | None:
         """One an objective, means over the seeds; None while one is missing or no number."""
@@ -223,7 +223,7 @@ def reason_of(outcome: Ended) -> str:
 def _place(arm: Arm, mode: str) -> tuple[Any, ...]:
     for index, scores in enumerate((arm.final_scores, arm.tuning_scores)):
         if scores:
-            return (index, *order(math.fsum(scores) / len(scores), mode), arm.id)
+            return (index, *order(mean(scores), mode), arm.id)
     return (2, arm.id)
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
 from typing import Any
 
 from sweeper.search.base import Ask, Past, Refuse, Sampler, Scheduler, Told, Verdict
+from sweeper.search.stats import mean
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class Candidate:
         """The mean of the trials' latest scores; None while one of them has none."""
         finals = [self.final(trial) for trial in self.trials]
         known = [f for f in finals if f is not None]
-        return fmean(known) if known and len(known) == len(finals) else None
+        return mean(known) if known and len(known) == len(finals) else None
 
     def means(self) -> dict[int, float]:
         """Step -> mean score, of the steps at which every trial has one."""
@@ -64,7 +64,7 @@ class Candidate:
         if len(curves) == 1:
             return dict(sorted(curves[0].items()))
         shared = set.intersection(*(set(c) for c in curves)) if curves else set()
-        return {step: fmean(c[step] for c in curves) for step in sorted(shared)}
+        return {step: mean([c[step] for c in curves]) for step in sorted(shared)}
 
 
 class ArmSearch:
@@ -138,10 +138,10 @@ class ArmSearch:
         verdicts: dict[str, Verdict] = {}
         if candidate.state is not None:
             return verdicts
-        for at, mean in candidate.means().items():
+        for at, middle in candidate.means().items():
             if at > candidate.judged and not candidate.held:
                 candidate.judged = at
-                verdicts.update(self._held(self._scheduler.result(candidate_id, at, mean)))
+                verdicts.update(self._held(self._scheduler.result(candidate_id, at, middle)))
         return verdicts
 
     def _held(self, verdicts: dict[str, Verdict]) -> dict[str, Verdict]:

@@ -31,6 +31,7 @@ LARGE = 100
 """From so many scores on the mean's distribution is normal for all purposes, and the bootstrap would give the same
 interval for a thousand times the work."""
 NORMAL = NormalDist()
+MOST = 1e100
 MOST_SEEDS = 1000
 """Above so many the difference is called too small to be worth telling apart."""
 
@@ -72,14 +73,20 @@ def summarise(scores: Iterable[float]) -> Mean | None:
     values = tuple(float(s) for s in scores)
     if not values:
         return None
-    if not all(map(math.isfinite, values)):
-        total = sum(values)
-        return Mean(len(values), total / len(values))
-    mean = math.fsum(values) / len(values)
-    if len(values) == 1:
-        return Mean(1, mean)
+    if len(values) == 1 or not all(map(_usable, values)):
+        return Mean(len(values), mean(values))
     low, high = _interval(tuple(sorted(values)))
-    return Mean(len(values), mean, low, high)
+    return Mean(len(values), mean(values), low, high)
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean of at least one value, whatever they are: infinite or NaN where that is what addition makes of them."""
+    return (math.fsum if all(map(_usable, values)) else sum)(values) / len(values)
+
+
+def _usable(value: float) -> bool:
+    """Whether there is a variance of it and its like: a score beyond 1e100 says no more than an infinite one."""
+    return abs(value) <= MOST  # not so for NaN
 
 
 def expected(scores: Iterable[float]) -> Mean | None:
@@ -98,7 +105,7 @@ def expected(scores: Iterable[float]) -> Mean | None:
 
 
 def compare(first: Sequence[float], second: Sequence[float], level: float = 1 - CONFIDENCE) -> Difference | None:
-    """How two groups of scores differ; None where one is empty or has a score that is no finite number.
+    """How two groups of scores differ; None where one is empty or has a score that is no finite number below 1e100.
 
     `level`: the t-test's, where this is one of several comparisons (`among`).
 
@@ -107,9 +114,9 @@ def compare(first: Sequence[float], second: Sequence[float], level: float = 1 - 
     Statistician 35(4), 243-244).
     """
     a, b = tuple(map(float, first)), tuple(map(float, second))
-    if not a or not b or not all(map(math.isfinite, a + b)):
+    if not a or not b or not all(map(_usable, a + b)):
         return None
-    difference = math.fsum(a) / len(a) - math.fsum(b) / len(b)
+    difference = mean(a) - mean(b)
     if min(len(a), len(b)) < 2:
         return Difference(difference, None, None, None, told_apart=False, further=None)
     low, high = _interval_of_difference(tuple(sorted(a)), tuple(sorted(b)))
@@ -180,7 +187,7 @@ def _interval(values: tuple[float, ...]) -> tuple[float, float]:
     if values[0] == values[-1]:
         return values[0], values[0]
     if len(values) >= LARGE:
-        return _normal(math.fsum(values) / len(values), _variance(values) / len(values))
+        return _normal(mean(values), _variance(values) / len(values))
     import numpy as np
     from scipy.stats import bootstrap
 
@@ -206,7 +213,7 @@ def _interval_of_difference(a: tuple[float, ...], b: tuple[float, ...]) -> tuple
     import numpy as np
 
     if min(len(a), len(b)) >= LARGE:
-        difference = math.fsum(a) / len(a) - math.fsum(b) / len(b)
+        difference = mean(a) - mean(b)
         return _normal(difference, _variance(a) / len(a) + _variance(b) / len(b))
     # The percentile interval: scipy's BCa of two groups is degenerate where one of them has no spread.
     rng = np.random.default_rng(0)
@@ -240,5 +247,5 @@ def _further(a: Sequence[float], b: Sequence[float], difference: float, level: f
 def _variance(values: Sequence[float]) -> float:
     if min(values) == max(values):
         return 0.0
-    mean = math.fsum(values) / len(values)
-    return math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)
+    middle = mean(values)
+    return math.fsum((v - middle) ** 2 for v in values) / (len(values) - 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sweeper.engines.base import Progress
@@ -331,6 +331,7 @@ anything = st.builds(
 
 @settings(max_examples=40)
 @given(st.lists(anything, max_size=12))
+@example([outcome("000", score, state="finished", arm="0", seed=seed) for seed, score in ((1, 0.1), (2, 1.9e154))])
 def test_whatever_came_of_the_trials_there_is_a_report_and_it_counts_them_all(outcomes: list[FakeOutcome]) -> None:
     asked = Request(arms={"0": "a"}, placement=("tp",))
     text = shown(outcomes, asked)

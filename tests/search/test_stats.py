@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sweeper.search.stats import among, compare, order, rank, seeds_needed, summarise
@@ -37,6 +37,20 @@ def test_a_score_that_is_no_number_makes_a_mean_that_is_none() -> None:
     mean = summarise([0.5, math.nan])
     assert mean is not None and math.isnan(mean.mean) and mean.low is None
     assert compare([0.5, math.nan], [0.4, 0.4]) is None
+
+
+@given(
+    st.lists(st.floats() | st.sampled_from([math.inf, -math.inf, 1.8e308, -1.8e308, 2e154]), min_size=1, max_size=4),
+    st.lists(st.floats(), min_size=1, max_size=4),
+)
+@example([1.7e308, 1.7e308], [0.1, 1.9e154])
+@example([math.inf, -math.inf], [0.1])
+def test_no_score_is_too_large_to_be_summed_up(one: list[float], other: list[float]) -> None:
+    found = summarise(one)
+    assert found is not None and found.n == len(one)
+    assert found.low is None or found.low <= found.high  # type: ignore[operator]
+    difference = compare(one, other)
+    assert difference is None or max(map(abs, one + other)) <= 1e100
 
 
 @settings(max_examples=40)

@@ -35,6 +35,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sweeper.search.samplers.memory import Entry, Memory, Model, derived
 from sweeper.search.samplers.space import Axis, Codes, Space
+from sweeper.search.stats import mean
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -270,8 +271,8 @@ class Process(_Base):
         if constrained:
             # A refused point has no values: it says nothing about the objectives (their mean) and all about the
             # constraint.
-            mean = [math.fsum(column) / len(results) for column in zip(*results.values(), strict=True)]
-            results |= dict.fromkeys(refused, mean)
+            middle = [mean(column) for column in zip(*results.values(), strict=True)]
+            results |= dict.fromkeys(refused, middle)
         for entry in memory:
             values = results.get(entry.number)
             if values is not None:
