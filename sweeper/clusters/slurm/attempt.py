@@ -1,7 +1,7 @@
 """What an attempt that is a job and one that is a step have in common.
 
 Guarantees: it has ended when each node's guard said so, when Slurm says that nothing of it is left, or when its first
-node is gone (pulse.py); an end that Slurm brought about is not taken for the trainer's own.
+node is gone (daemon.py); an end that Slurm brought about is not taken for the trainer's own.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from sweeper.clusters import gangs
 from sweeper.clusters.base import Exit
 from sweeper.clusters.gang import leases
 from sweeper.clusters.gang.node import GANG, PASSED
+from sweeper.clusters.pulse import STILL_S, Pulse
 from sweeper.clusters.slurm import script, states
-from sweeper.clusters.slurm.pulse import AGAIN_S, STILL_S, Daemon, Pulse
+from sweeper.clusters.slurm.daemon import AGAIN_S, Daemon
 from sweeper.clusters.slurm.watch import Watched, Watcher
 from sweeper.engines.base import Job
 

@@ -1,9 +1,8 @@
-"""Whether the first node of an attempt is still there, which Slurm itself says after minutes (SlurmdTimeout).
+"""Whether a slurmd answers; that a node is gone Slurm itself says after minutes (SlurmdTimeout).
 
-A node is gone by two signs at once: its beat in the attempt's folder (gang/listen.py) stands still, and its slurmd,
-which has answered before, takes no connection. Either alone is something else: a filesystem that stalls, a daemon that
-is restarted, a firewall. Guarantees: the clock of the node does not matter, only whether the beat changes while we
-look; what cannot be read, and time in which we did not look, says nothing; the caller never waits.
+A node is gone by two signs at once: its beat stands still (clusters/pulse.py), and its slurmd, which has answered
+before, takes no connection. Either alone is something else: a filesystem that stalls, a daemon that is restarted, a
+firewall. Guarantees: a slurmd that never answered is not missed; the caller never waits.
 """
 
 from __future__ import annotations
@@ -12,52 +11,15 @@ import errno
 import socket
 import threading
 import time
-from pathlib import Path
 
-from sweeper.clusters.gang.listen import BEAT
-from sweeper.clusters.gang.node import GANG
 from sweeper.clusters.slurm.commands import SlurmError, fields, run
 
-STILL_S = 5.0
-"""A beat that has stood still for so long makes us ask slurmd; it changes every second."""
-LOOK_S, HELD_S = 1.0, 4.0
-"""Between two looks at the beat, and when they were so far apart that we did not look."""
 KNOCKS, KNOCK_S, PAUSE_S = 3, 1.5, 0.5
-"""How often slurmd is asked, how long each waits for an answer, and between them. With what is above: 13 s in all."""
+"""How often slurmd is asked, how long each waits for an answer, and between them. With the beat: 13 s in all."""
 AGAIN_S = 20.0
 """Between two tries to reach a slurmd that has never answered."""
 OURS = frozenset({errno.ENETUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL, errno.EMFILE, errno.ENFILE, errno.EACCES})
 """Errors that say something of this machine, and nothing of the node."""
-
-
-class Pulse:
-    """Of one attempt."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / GANG / BEAT
-        self._beat: bytes | None = None
-        self._looked_at = float("-inf")
-        self.still_s = 0.0
-        """For how long we have looked at a beat that stood still."""
-
-    @property
-    def begun(self) -> bool:
-        """Whether there ever was a beat."""
-        return self._beat is not None
-
-    def look(self, now: float) -> None:
-        """Look at the beat, if it is time."""
-        since = now - self._looked_at
-        if since < LOOK_S:
-            return
-        self._looked_at = now
-        try:
-            beat: bytes | None = self._path.read_bytes()  # opening it is what makes a network filesystem look again
-        except OSError:
-            self.still_s = 0.0
-            return
-        self.still_s = self.still_s + since if beat == self._beat and since < HELD_S else 0.0
-        self._beat = beat
 
 
 class Daemon:

@@ -10,7 +10,8 @@ import pytest
 
 from sweeper.clusters.base import Exit
 from sweeper.clusters.gang.node import GANG
-from sweeper.clusters.slurm import pulse
+from sweeper.clusters.pulse import Pulse
+from sweeper.clusters.slurm.daemon import Daemon
 from sweeper.clusters.slurm.jobs import JobAttempt
 
 
@@ -18,7 +19,7 @@ def test_time_in_which_nobody_looked_does_not_count(tmp_path: Path) -> None:
     """A controller that was held, or whose own reads stalled, has seen nothing stand still."""
     beat = tmp_path / GANG / "beat"
     beat.parent.mkdir()
-    one = pulse.Pulse(tmp_path)
+    one = Pulse(tmp_path)
     one.look(0.0)
     assert not one.begun
     beat.write_text("1")
@@ -43,8 +44,8 @@ def test_both_signs_count_at_once_only(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / GANG / "gang.json").write_text(json.dumps({"nodes": [{"name": "node1", "address": ""}]}))
     about = {"kind": "slurm", "mode": "job", "tag": "t", "job": "7", "nodes": [0], "gpus": 1, "poll_s": 60.0}
     attempt = JobAttempt(tmp_path, about)
-    monkeypatch.setattr(pulse.Daemon, "ask", lambda *_, **__: None)
-    daemon = attempt._daemon = pulse.Daemon("node1")
+    monkeypatch.setattr(Daemon, "ask", lambda *_, **__: None)
+    daemon = attempt._daemon = Daemon("node1")
     daemon.at, daemon.known = ("10.0.0.7", 6818), True
 
     def look(seconds: range, *, beats: bool) -> Exit | None:
@@ -71,7 +72,7 @@ def test_a_daemon_that_never_answered_is_not_missed() -> None:
     """A firewall between the login node and the nodes: Slurm's own word is waited for."""
     with socket.socket() as shut:
         shut.bind(("127.0.0.1", 0))  # and nobody listens
-        daemon = pulse.Daemon("node1")
+        daemon = Daemon("node1")
         daemon.at = shut.getsockname()
         daemon.ask(0.0)
         assert daemon._asking is not None
