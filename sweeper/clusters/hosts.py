@@ -3,8 +3,9 @@
 Guarantees: a host needs a Python and the sweep's folder, nothing else of ours; ranks are leased on the hosts
 themselves, so that several sweeps share them; hosts start in any order, side by side; one command a second asks a
 host about all attempts on it; a host that cannot be reached holds up nobody, and what is not known is not made up: an
-attempt is `lost` with a host only once that host was silent for `LOST_S` while others answered. (A gang's nodes end by
-themselves when they lose each other, see gang/link.py; a host that comes back has what we gave up on it ended.)
+attempt is `lost` with its only host once that host was silent while others answered, for `ALONE_S` where its beat in
+the store (pulse.py) has stopped too, else for `LOST_S`. (A gang's nodes end by themselves when they lose each other,
+see gang/link.py; a host that comes back has what we gave up on it ended.)
 
 How a command gets onto a host is the business of `Reach` (clusters/ssh.py).
 """
@@ -28,6 +29,7 @@ from sweeper.clusters.base import RECORD, Answer, Attempt, Ended, Exit
 from sweeper.clusters.gang import leases
 from sweeper.clusters.gang.node import GANG, NAME
 from sweeper.clusters.gangs import GangAttempt, Node
+from sweeper.clusters.pulse import STILL_S, Pulse
 from sweeper.engines.base import Job, Shape
 from sweeper.errors import Problem, RequestError
 from sweeper.trial.records import RecordsError
@@ -46,7 +48,8 @@ START_S, PULL_S = 60.0, 1800.0
 to fetch first."""
 ALONE_S, LOST_S = 14.0, 120.0
 """Silence after which a host's part of a gang is over: when the rest of the gang has ended (it ends by itself then:
-after 10 s without a word, and a few for its processes), and when nobody else of the gang is there to say."""
+after 10 s without a word, and a few for its processes) or its beat has stopped, and when nobody else of the gang is
+there to say and the beat goes on, or cannot be read."""
 REST_S = 3.0
 """That the rest of the gang must have been gone in the former case: the silent part notices that at the latest then."""
 GONE_S = 15.0
@@ -127,6 +130,8 @@ class Hosts:
         self._since: dict[str, float] = {}
         self._alone: dict[str, float] = {}
         """Folder of an attempt -> since when all of it that answers has ended."""
+        self._pulses: dict[str, Pulse] = {}
+        """Folder of an attempt of which no host answers -> its beat, looked at since then."""
         self.ids: list[list[str]] = [[] for _ in reach.names]
         """The ranks of each place, once they are known."""
         self._lock = threading.Lock()
@@ -180,6 +185,7 @@ class Hosts:
         with self._lock:
             self._places.pop(str(folder), None)
             self._alone.pop(str(folder), None)
+            self._pulses.pop(str(folder), None)
             self._stopping.discard(str(folder))
 
     def ask(self, folder: Path, what: bytes) -> None:
@@ -209,6 +215,7 @@ class Hosts:
             known.append(None if seen.silent or answered is None else answered.get(str(rank), False))
         if any(known):  # somebody says that it lives
             self._alone.pop(key, None)
+            self._pulses.pop(key, None)
             return True
         if None not in known:
             return False
@@ -231,8 +238,15 @@ class Hosts:
             return True  # nobody answers: it may be we who are cut off
         if some and now - self._alone.setdefault(key, now) < REST_S:
             return True
-        patience, since = ALONE_S if some else LOST_S, self._since.get(key, now)
+        patience = ALONE_S if some or self._stands_still(key, now) else LOST_S
+        since = self._since.get(key, now)
         return any(now - max(self._seen[place].answered_at, since) < patience for place in silent)
+
+    def _stands_still(self, key: str, now: float) -> bool:
+        """Whether an attempt that showed life in the store does so no longer."""
+        pulse = self._pulses.setdefault(key, Pulse(Path(key)))
+        pulse.look(now)
+        return pulse.begun and pulse.still_s >= STILL_S
 
     def give_up(self, folder: Path, places: Iterable[int]) -> None:
         """That attempt ended without us knowing of these places: what is left of it there ends when they answer."""

@@ -302,6 +302,28 @@ def test_a_host_that_stays_away_is_given_up_once_the_rest_of_the_gang_has_ended(
         cluster.close()
 
 
+def test_the_only_host_of_a_trial_is_lost_as_soon_as_its_beat_has_stopped_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosts, "LOST_S", 1e9)
+    with sshd.serving(tmp_path / "sshd") as servers:
+        group = ssh_cluster.config(servers.section())
+        cluster = clusters.get(group, clusters.shape(group))
+        assert isinstance(cluster, HostsCluster)
+        attempt = start(cluster, tmp_path / "a", places=(1,))
+        wait_for(lambda: (tmp_path / "a" / "log.txt").exists() and "up" in (tmp_path / "a" / "log.txt").read_text())
+        servers.stop("127.0.0.3")
+        until = time.monotonic() + hosts.ALONE_S + 4
+        while time.monotonic() < until:
+            assert attempt.poll() is None, "only cut off from us: it may train on"
+            time.sleep(0.2)
+        os.kill(guard_of(tmp_path / "a", 0), signal.SIGKILL)  # the machine is gone with all that ran on it
+        ended = attempt.wait(240)
+        assert ended.reason == "lost" and "host1" in ended.detail
+        servers.start("127.0.0.3")
+        cluster.close()
+
+
 def test_what_is_given_up_on_a_host_that_is_only_cut_off_ends_there_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
