@@ -234,12 +234,19 @@ def _lost(found: Found, recorded: curves.Curves, only_new: Sequence[int]) -> lis
     return [*(step for step in only_new if step < last), *tail]
 
 
-def _own_contradiction(found: Found) -> str:
-    """What the record claims and all of its own metrics do not say, before anything is run."""
+def _by_its_own_curve(found: Found) -> Report | None:
+    """The verdict that needs no run: nothing is there to compare, or the record claims what all of its own metrics do
+    not say. None where a run has to tell."""
     engine = _engine(found)
     recorded = curves.of(forks.since(found), engine)
-    whole = bool(recorded) and found.metrics[-1].exists() and not found.earlier
-    return _unlike_its_curve(found, recorded, engine) if whole else ""
+    if not recorded:
+        why = f"{found.name} has no metrics: {found.metrics[-1]} is missing or empty"
+        trial = found.name.rpartition("/")[0]
+        lines = (f"  try:   sweeper verify {trial}   (its latest attempt)", "         --tier config   (needs none)")
+        return Report("exact", found.name, "unjudged", why, {}, lines)
+    whole = found.metrics[-1].exists() and not found.earlier
+    why = _unlike_its_curve(found, recorded, engine) if whole else ""
+    return Report("exact", found.name, "fail", why) if why else None
 
 
 def _unlike_its_curve(found: Found, recorded: curves.Curves, engine: Engine) -> str:
@@ -334,8 +341,8 @@ def claim(
 
     if wrong := altered_checkpoints(found):
         return _altered(found, tier, wrong), None
-    if tier == "exact" and (why := _own_contradiction(found)):
-        return Report(tier, found.name, "fail", why, {}), None
+    if tier == "exact" and (early := _by_its_own_curve(found)):
+        return early, None
     gone = _gone(found)
     others = other_seeds(found, seeds) if tier == "statistical" else ()
     strict = tier == "exact" and not allow_env
