@@ -206,7 +206,8 @@ def _verdict(
     missing = compared.only_a
     if compared.first is not None and not (missing and missing[0] < compared.first.step):
         more = len(compared.partings) - 1
-        why = f"they part at {compared.first} (recorded and again); {more} more values differ"
+        others = f"; {more} more values differ" if more else ""
+        why = f"they part at {compared.first} (recorded and again){others}"
         return "fail", why, tuple(f"  {p}" for p in compared.partings[1:SHOWN])
     if missing:
         return "fail", f"{again.name} has no step {curves.span(missing)} that was recorded", ()
