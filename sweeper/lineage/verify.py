@@ -235,19 +235,18 @@ def _lost(found: Found, recorded: curves.Curves, only_new: Sequence[int]) -> lis
     return [*(step for step in only_new if step < last), *tail]
 
 
-def _by_its_own_curve(found: Found) -> Report | None:
-    """The verdict that needs no run: nothing is there to compare, or the record claims what all of its own metrics do
-    not say. None where a run has to tell."""
-    engine = _engine(found)
-    recorded = curves.of(forks.since(found), engine)
-    if not recorded:
-        why = f"{found.name} has no metrics: {found.metrics[-1]} is missing or empty"
-        trial = found.name.rpartition("/")[0]
-        lines = (f"  try:   sweeper verify {trial}   (its latest attempt)", "         --tier config   (needs none)")
-        return Report("exact", found.name, "unjudged", why, {}, lines)
+def _own_contradiction(found: Found, recorded: curves.Curves) -> str:
+    """What the record claims and all of its own metrics do not say, before anything is run."""
     whole = found.metrics[-1].exists() and not found.earlier
-    why = _unlike_its_curve(found, recorded, engine) if whole else ""
-    return Report("exact", found.name, "fail", why) if why else None
+    return _unlike_its_curve(found, recorded, _engine(found)) if whole else ""
+
+
+def _never_trained(found: Found) -> Report:
+    """Of an attempt that has nothing to compare: a run would tell no more."""
+    why = f"{found.name} has no metrics: {found.metrics[-1]} is missing or empty"
+    trial = found.name.rpartition("/")[0]
+    lines = (f"  try:   sweeper verify {trial}   (its latest attempt)", "         --tier config   (needs none)")
+    return Report("exact", found.name, "unjudged", why, {}, lines)
 
 
 def _unlike_its_curve(found: Found, recorded: curves.Curves, engine: Engine) -> str:
@@ -342,14 +341,17 @@ def claim(
 
     if wrong := altered_checkpoints(found):
         return _altered(found, tier, wrong), None
-    if tier == "exact" and (early := _by_its_own_curve(found)):
-        return early, None
+    recorded = curves.of(forks.since(found), _engine(found)) if tier == "exact" else {}
+    if recorded and (why := _own_contradiction(found, recorded)):
+        return Report(tier, found.name, "fail", why, {}), None
     gone = _gone(found)
     others = other_seeds(found, seeds) if tier == "statistical" else ()
     strict = tier == "exact" and not allow_env
     sweep = "" if tier == "config" else reproduce.named(found, name, store)
     try:
         with reproduce.planned(found, here=here, seeds=others, strict=strict) as plan:
+            if tier == "exact" and not recorded:
+                return _never_trained(found), None
             code, again = reproduce.run(plan, sweep, store=store, quiet=quiet) if sweep else (0, [])
     except SweeperError as error:
         return _not_reproduced(found, tier, error), None

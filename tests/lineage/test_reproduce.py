@@ -694,6 +694,16 @@ class TestAVerdictWithoutARun:
         record = altered(run, tmp_path, lambda document: document["code"].update(commit="d" * 40)).path
         assert self.verdict(capsys, record, tmp_path) == (2, "unjudged", "code.commit")
 
+    def test_an_attempt_that_never_trained_costs_no_run(
+        self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        record = altered(run, tmp_path, lambda document: None).path
+        record.with_name("metrics.jsonl").unlink(missing_ok=True)
+        assert main(["verify", str(record), "--store", str(tmp_path / "again"), "--tier", "exact"]) == 2
+        said = capsys.readouterr().out
+        assert "UNJUDGED  s/000/1 at tier exact: s/000/1 has no metrics" in said and "sweeper verify s/000 " in said
+        assert not (tmp_path / "again").exists()
+
 
 def test_a_diff_of_code_names_the_files(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bare = altered(run, tmp_path, lambda document: document["code"].update(patch=None)).path
