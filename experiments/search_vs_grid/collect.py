@@ -1,9 +1,10 @@
-"""What the sweeps found and what they spent: results.csv, spent.png and a line for each.
+"""What sweeps found and what they spent: a table, a plot and a line for each.
 
-python experiments/search_vs_grid/collect.py STORE
+    python experiments/search_vs_grid/collect.py STORE [MACHINE SWEEP ...]
 
-The sweeps that are in the store take the place of their rows in results.csv; the rows of the others stay. A trial that
-was taken from an earlier sweep counts as if it had been trained again.
+MACHINE names the files, results-MACHINE.csv and spent-MACHINE.png: seeds give other digits on another processor, so
+sweeps are compared with those of the same one. The sweeps that are in the store take the place of their rows in the
+table; the rows of the others stay. A trial that was taken from an earlier sweep counts as if it had been trained again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from sweeper.trial.ledger import Ledger
 
 HERE = Path(__file__).parent
-SWEEPS = ("grid", "tpe", "tpe_known", "tpe_2")
+FIRST = ("first", "grid", "tpe", "tpe_known", "tpe_2")
 FIELDS = ("sweep", "trial", "lr", "kl", "state", "reason", "steps", "final_score", "best_score")
 
 
@@ -25,10 +26,10 @@ def main() -> None:
     from matplotlib.figure import Figure
 
     store = Path(sys.argv[1])
-    table = HERE / "results.csv"
-    with table.open(newline="") as file:
-        before = list(csv.DictReader(file))
-    found = {s: read(store / s) if (store / s).is_dir() else [r for r in before if r["sweep"] == s] for s in SWEEPS}
+    machine, *sweeps = sys.argv[2:] or FIRST
+    table = HERE / f"results-{machine}.csv"
+    before = list(csv.DictReader(table.read_text().splitlines())) if table.exists() else []
+    found = {s: read(store / s) if (store / s).is_dir() else [r for r in before if r["sweep"] == s] for s in sweeps}
     with table.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()
@@ -51,7 +52,7 @@ def main() -> None:
     axes.set_ylabel("best score of a finished trial")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(HERE / "spent.png", dpi=100)
+    figure.savefig(HERE / f"spent-{machine}.png", dpi=100)
 
 
 def read(sweep: Path) -> list[dict[str, Any]]:
