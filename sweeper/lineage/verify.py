@@ -176,7 +176,7 @@ def judge_exact(found: Found, again: Found) -> Report:
     compared = curves.compare(recorded, new, engine.of_machine, {*own.earlier, *its.earlier})
     for run, curve in ((own, recorded), (its, new)):
         if not curve:
-            why = f"{run.name} has no metrics: {run.metrics[-1]} is missing or empty"
+            why = _without_metrics(run)
             return Report("exact", found.name, "unjudged", why, of)
     if not compared.values:
         why = f"{again.name} has none of its steps, or only what measures the machine: nothing was compared"
@@ -241,9 +241,13 @@ def _own_contradiction(found: Found, recorded: curves.Curves) -> str:
     return _unlike_its_curve(found, recorded, _engine(found)) if whole else ""
 
 
+def _without_metrics(run: Found) -> str:
+    return f"{run.name} has no metrics: {run.metrics[-1]} is missing or empty"
+
+
 def _never_trained(found: Found) -> Report:
     """Of an attempt that has nothing to compare: a run would tell no more."""
-    why = f"{found.name} has no metrics: {found.metrics[-1]} is missing or empty"
+    why = _without_metrics(found)
     trial = found.name.rpartition("/")[0]
     lines = (f"  try:   sweeper verify {trial}   (its latest attempt)", "         --tier config   (needs none)")
     return Report("exact", found.name, "unjudged", why, {}, lines)

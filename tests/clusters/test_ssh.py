@@ -3,6 +3,7 @@ hosts, hosts that are shared, a host that is lost. Real SSH servers on this mach
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -83,6 +84,20 @@ def guard_of(folder: Path, rank: int) -> int:
     about = json.loads((folder / "gang" / f"{rank}.json").read_text())
     marker = Path(about["temp_dir"]).name.removeprefix(janitor.PREFIX)
     return next(p for p in janitor.marked(marker) if b"guard.py" in Path(f"/proc/{p}/cmdline").read_bytes())
+
+
+@contextlib.contextmanager
+def training(folder: Path, places: tuple[int, ...]) -> Iterator[tuple[sshd.Sshd, HostsCluster, HostsAttempt]]:
+    """An attempt in `folder`/a on those places of two servers, once its trainer is up."""
+    with sshd.serving(folder / "sshd") as servers:
+        group = ssh_cluster.config(servers.section())
+        cluster = clusters.get(group, clusters.shape(group))
+        assert isinstance(cluster, HostsCluster)
+        attempt = start(cluster, folder / "a", places=places)
+        log = folder / "a" / "log.txt"
+        wait_for(lambda: log.exists() and "up" in log.read_text())
+        yield servers, cluster, attempt
+        cluster.close()
 
 
 # -- the request
@@ -285,12 +300,7 @@ def test_a_host_that_stays_away_is_given_up_once_the_rest_of_the_gang_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hosts, "ALONE_S", 1.0)
-    with sshd.serving(tmp_path / "sshd") as servers:
-        group = ssh_cluster.config(servers.section())
-        cluster = clusters.get(group, clusters.shape(group))
-        assert isinstance(cluster, HostsCluster)
-        attempt = start(cluster, tmp_path / "a")
-        wait_for(lambda: (tmp_path / "a" / "log.txt").exists() and "up" in (tmp_path / "a" / "log.txt").read_text())
+    with training(tmp_path, places=(0, 1)) as (servers, cluster, attempt):
         servers.stop("127.0.0.3")
         os.kill(guard_of(tmp_path / "a", 1), signal.SIGKILL)  # the machine is gone with all that ran on it
         ended = attempt.wait(240)
@@ -299,19 +309,13 @@ def test_a_host_that_stays_away_is_given_up_once_the_rest_of_the_gang_has_ended(
         assert cluster.free()[1] == 0, "its ranks are not offered until it answers"
         servers.start("127.0.0.3")
         wait_for(lambda: cluster.free() == (2, 2))
-        cluster.close()
 
 
 def test_the_only_host_of_a_trial_is_lost_as_soon_as_its_beat_has_stopped_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hosts, "LOST_S", 1e9)
-    with sshd.serving(tmp_path / "sshd") as servers:
-        group = ssh_cluster.config(servers.section())
-        cluster = clusters.get(group, clusters.shape(group))
-        assert isinstance(cluster, HostsCluster)
-        attempt = start(cluster, tmp_path / "a", places=(1,))
-        wait_for(lambda: (tmp_path / "a" / "log.txt").exists() and "up" in (tmp_path / "a" / "log.txt").read_text())
+    with training(tmp_path, places=(1,)) as (servers, _, attempt):
         servers.stop("127.0.0.3")
         until = time.monotonic() + hosts.ALONE_S + 4
         while time.monotonic() < until:
@@ -321,25 +325,18 @@ def test_the_only_host_of_a_trial_is_lost_as_soon_as_its_beat_has_stopped_too(
         ended = attempt.wait(240)
         assert ended.reason == "lost" and "host1" in ended.detail
         servers.start("127.0.0.3")
-        cluster.close()
 
 
 def test_what_is_given_up_on_a_host_that_is_only_cut_off_ends_there_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hosts, "LOST_S", 1.0)
-    with sshd.serving(tmp_path / "sshd") as servers:
-        group = ssh_cluster.config(servers.section())
-        cluster = clusters.get(group, clusters.shape(group))
-        assert isinstance(cluster, HostsCluster)
-        attempt = start(cluster, tmp_path / "a", places=(1,))
-        wait_for(lambda: (tmp_path / "a" / "log.txt").exists() and "up" in (tmp_path / "a" / "log.txt").read_text())
+    with training(tmp_path, places=(1,)) as (servers, _, attempt):
         guard = guard_of(tmp_path / "a", 0)
         servers.stop("127.0.0.3")
         assert attempt.wait(240).reason == "lost"
         wait_for(lambda: not Path(f"/proc/{guard}").exists())  # nobody could tell it but the store
         servers.start("127.0.0.3")
-        cluster.close()
 
 
 def test_no_secret_is_in_what_a_later_controller_reads(tmp_path: Path) -> None:
