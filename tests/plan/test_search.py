@@ -284,7 +284,7 @@ def test_what_is_no_option_here_says_where_it_is_one(lines: list[str], said: str
 @pytest.mark.parametrize(
     ("lines", "valid", "fix"),
     [
-        (["scheduler.foo=1"], "scheduler=asha: grace_period, reduction_factor, brackets", "leave scheduler.foo out"),
+        (["scheduler.foo=1"], "scheduler=asha: grace_period, reduction_factor, brackets, b", "leave scheduler.foo out"),
         (["scheduler=median", "scheduler.min_sample=1"], "scheduler.grace_period, ", "scheduler.min_samples=1"),
         (["stop.foo=1"], "stop.patience, stop.nan, stop.entropy_below, ", "leave stop.foo out"),
         (["stop.entropy_belo=1"], "stop.patience, stop.nan, stop.entropy_below, ", "stop.entropy_below=1"),

@@ -76,6 +76,28 @@ def test_asha_with_a_smaller_score_better_states_the_bound_as_it_is() -> None:
     assert verdict.evidence["bound"] == pytest.approx(4 / 3)
 
 
+def test_asha_measures_by_its_first_ones_and_trains_none_of_them_further() -> None:
+    asha = make({**ASHA, "bootstrap": 2}, candidates=5)
+    for n in range(4):  # a fifth one is still to come
+        asha.added(str(n), {})
+    first = asha.result("0", 10, 0.9)["0"]
+    assert first.action == "stop"
+    assert first.evidence == {"score": 0.9, "step": 10, "before": 0}
+    assert first.why == "asha: 0.9 at step 10 is one of the first 2, which the others are measured by"
+    assert asha.result("1", 10, 0.1)["1"].action == "stop"
+    assert asha.result("2", 10, 0.95) == {}  # better than what was there
+    assert asha.result("3", 10, 0.5)["3"].why == (
+        "asha: 0.5 at step 10 is worse than 0.9167, the bound of the best third of the 3 that were there before"
+    )
+    assert asha.result("2", 30, 0.2) == {}  # the first at a later rung passes
+
+
+def test_asha_lets_its_last_one_pass_however_many_were_to_measure() -> None:
+    asha = make({**ASHA, "bootstrap": 9}, candidates=4)
+    done = race(asha, [{"lr": 1e-4}] * 4, gain=lambda _: 1.0, validations=range(10, 91, 10), total=90, slots=1)
+    assert list(done.states().values()) == ["pruned"] * 3 + ["finished"]
+
+
 def test_the_median_rule_by_its_figures() -> None:
     median = make(MEDIAN)
     for n, scores in enumerate([(0.2, 0.4), (0.4, 0.6), (0.6, 0.8)]):
@@ -257,6 +279,8 @@ def test_without_a_score_before_the_end_nothing_can_be_compared(settings: dict[s
         (ASHA, {"reduction_factor": None}, "reduction_factor=null"),
         (ASHA, {"brackets": 9}, "brackets=9 are more than can compare"),
         (ASHA, {"brackets": 1.5}, "brackets=1.5"),
+        (ASHA, {"bootstrap": -1}, "bootstrap=-1"),
+        (ASHA, {"bootstrap": None}, "bootstrap=null"),
         (MEDIAN, {"grace_period": 95}, "grace_period=95 leaves nothing to decide"),
         (MEDIAN, {"min_samples": 0}, "min_samples=0"),
         (HYPERBAND, {"reduction_factor": 1.5}, "reduction_factor=1.5"),

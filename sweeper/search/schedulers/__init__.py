@@ -59,8 +59,9 @@ def make(
         validations: Steps at which a score is known, rising.
         total_steps: Of a candidate that is left alone.
         seed: Of asha's choice of a bracket and of pbt's and pb2's new values.
-        candidates: How many the arm will have. hyperband waits at a rung for a bracket's last one, and pbt and pb2 give
-            all the same share of the time, only where they know that there are more to come; None: they do not know.
+        candidates: How many the arm will have. asha ends its first ones (`bootstrap`), hyperband
+            waits at a rung for a bracket's last one, and pbt and pb2 give all the same share of the time, only where
+            they know that there are more to come; None: they do not know.
         refuse: Why a point cannot run; pbt and pb2 go to no such point.
 
     Loads Ray Tune (one to four seconds), except for `none`.
@@ -72,7 +73,7 @@ def make(
     if name == "asha":
         from sweeper.search.schedulers.asha import Asha
 
-        return Asha(settings, steps, mode, seed)
+        return Asha(settings, steps, mode, seed, candidates)
     if name == "median":
         from sweeper.search.schedulers.median import Median
 

@@ -159,6 +159,8 @@ def _numbers(settings: Mapping[str, Any]) -> list[Problem]:
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if key in whole and value is not None and not (number and value == int(value) and value >= whole[key]):
             found.append(_wrong(name, key, value, "a whole number, 1 or more"))
+        if key == "bootstrap" and not (number and value == int(value) and value >= 0):
+            found.append(_wrong(name, key, value, "a whole number, 0 or more"))
         if key in ranges:
             low, high, valid = ranges[key]
             above = number and (value > low or (value == low and (key == "resample" or name == "hyperband")))
