@@ -82,7 +82,7 @@ class Composer:
         if chosen not in self._files:
             self._files[chosen] = experiment.keys(experiment.load(chosen)) if chosen else []
         explicit = {**_set_by(self._files[chosen], typed, config), **typed}
-        if problems := explain.ignored(explicit):
+        if problems := explain.ignored(explicit, config):
             raise RequestError(problems)
         return Composed(point, config, explicit, base.choices)
 

@@ -5,7 +5,8 @@ Guarantees: each override is tried on its own against the same groups, so that o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from hydra import compose
@@ -37,7 +38,7 @@ def composing(lines: Iterable[str], error: Exception) -> list[Problem]:
     except (HydraException, OmegaConfBaseException) as group_error:
         return [_as_is(group_error)]
     problems = [problem for override in values if (problem := _trial(override, cfg)) is not None]
-    problems += ignored({grammar.key_of(o): o.value() for o in values if not o.is_delete()})
+    problems += ignored({grammar.key_of(o): o.value() for o in values if not o.is_delete()}, cfg)
     if problems:
         return problems
     try:
@@ -55,10 +56,13 @@ def resolving(error: Exception) -> list[Problem]:
     return [_as_is(error)]
 
 
-def ignored(explicit: Mapping[str, Any]) -> list[Problem]:
-    """Typed keys that the engine accepts and never reads."""
+def ignored(explicit: Mapping[str, Any], config: Mapping[str, Any]) -> list[Problem]:
+    """Typed keys that are accepted and that nothing reads: the engine's, and what `+` adds to our own sections."""
     found = []
     for key, value in explicit.items():
+        root, _, inside = key.partition(".")
+        if inside and root in _CLOSED and not _is_read(inside, keys := _section(root, config)):
+            found.append(_no_such(key, value, keys, config))
         new = renamed.ignored(key) if value is not None else None
         if new is not None:
             found.append(
@@ -138,7 +142,7 @@ def _unknown(override: Override, plain: Any) -> Problem:
         what = f"unknown key {key}: {root}={(plain.get(root) or {}).get('name')} has no such option"
         return Problem(what, valid=", ".join(found), fix=f"{found[0]} {line}", key=key)
     if inside and root in _CLOSED:
-        return _no_such(override, plain[root])
+        return _no_such(key, override.value(), _keys(plain[root]), plain)
     # What holds other keys takes no value.
     close = nearest(key, [path for path, value in _nodes(plain) if not isinstance(value, dict)])
     best = _typed(close[0], override.value()) if close else ""
@@ -147,20 +151,35 @@ def _unknown(override: Override, plain: Any) -> Problem:
     return Problem(f"unknown key {key}", valid=", ".join(close), fix=fix or "--cfg job lists every key", key=key)
 
 
-def _no_such(override: Override, section: Mapping[str, Any]) -> Problem:
+def _no_such(key: str, value: Any, keys: Sequence[str], config: Mapping[str, Any]) -> Problem:
     """A key that one of our sections does not have: which it has, here and by its other options."""
-    key = grammar.key_of(override)
     root, _, inside = key.partition(".")
-    keys = _keys(section)
     here = ", ".join(f"{root}.{name}" for name in keys)
     others = [f"{root}={option}: {', '.join(more)}" for option, more in _of_options(root).items() if more]
     close = nearest(inside, keys, 1)
     return Problem(
         f"unknown key {key}",
-        valid=here or f"none with {root}={section.get('name')}; {'; '.join(others)}",
-        fix=_typed(f"{root}.{close[0]}", override.value()) if close else f"leave {key} out, or one of those",
+        valid=here or f"none with {root}={config[root].get('name')}; {'; '.join(others)}",
+        fix=_typed(f"{root}.{close[0]}", value) if close else f"leave {key} out, or one of those",
         key=key,
     )
+
+
+def _section(root: str, config: Mapping[str, Any]) -> list[str]:
+    """The keys that one of our sections has, by the files."""
+    return [*_main_keys(root), *_of_options(root).get(str(config[root].get("name")), [])]
+
+
+@lru_cache(maxsize=32)
+def _main_keys(root: str) -> list[str]:
+    main = OmegaConf.to_container(OmegaConf.load(conf() / f"{CONFIG_NAME}.yaml"), resolve=False)
+    assert isinstance(main, dict)
+    return _keys(main.get(root) or {})
+
+
+def _is_read(inside: str, keys: Sequence[str]) -> bool:
+    """Whether it is one of the keys, or above or below one."""
+    return any(k == inside or inside.startswith(f"{k}.") or k.startswith(f"{inside}.") for k in keys)
 
 
 def _keys(section: Any) -> list[str]:
@@ -168,6 +187,7 @@ def _keys(section: Any) -> list[str]:
     return [path for path, value in _nodes(section) if path != "name" and (not isinstance(value, dict) or not value)]
 
 
+@lru_cache(maxsize=32)
 def _of_options(group: str) -> dict[str, list[str]]:
     """Option of a group -> its keys; nothing where it is no group."""
     files = sorted((conf() / group).glob("*.yaml"))

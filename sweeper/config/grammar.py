@@ -42,7 +42,8 @@ def parse(line: str) -> Override:
     try:
         return OverridesParser.create().parse_override(line)
     except HydraException as error:
-        raise RequestError(_unreadable(line, str(error).splitlines()[0])) from None
+        why = str(error).splitlines()[0]
+        raise RequestError(_null(line) if "NoneType" in why else _unreadable(line, why)) from None
 
 
 def _unreadable(line: str, why: str) -> Problem:
@@ -61,6 +62,20 @@ def _unreadable(line: str, why: str) -> Problem:
     elif value.endswith(","):
         fix = f"{key}={value.rstrip(',')}"
     return Problem(f"cannot read {line!r}: {why}", valid="key=value in Hydra's grammar", fix=fix, key=key)
+
+
+def _null(line: str) -> Problem:
+    """Hydra's functions take no null; its comma list does."""
+    key, _, value = line.partition("=")
+    listed = re.fullmatch(r"choice\((.*)\)", value.strip())
+    return Problem(
+        f"{line}: null is no value that Hydra's functions take",
+        valid="numbers, texts, true and false",
+        fix=f"{key}={listed[1]}   (arms; null is what {key} is when nothing is typed)"
+        if listed
+        else f"a number in its place, or {key}=null",
+        key=key,
+    )
 
 
 def plain(override: Override) -> Any:

@@ -146,6 +146,8 @@ def test_a_dim_that_cannot_be_meant(line: str, said: str) -> None:
     ("lines", "fix"),
     [
         (["lr=loguniform(1e-5,1e-3)"], "'lr=tag(log,interval(1e-5,1e-3))'"),
+        (["lr=choice(1e-4,null)"], "lr=1e-4,null   (arms"),
+        (["lr=interval(null,1e-3)"], "a number in its place"),
         (["lr=log(interval(1e-5,1e-3))"], "'lr=tag(log,interval(1e-5,1e-3))'"),
         (["lr=uniform(0.1, 0.2)"], "'lr=interval(0.1, 0.2)'"),
         (["+search.space.lr=tag(log,interval(1e-5,1e-3))"], "'lr=...'  or  '+search.space.lr=\"...\"'"),
