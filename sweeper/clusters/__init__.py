@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
+from sweeper.clusters import gpus
 from sweeper.config.nearest import nearest
 from sweeper.engines.base import Shape
 from sweeper.errors import Problem, RequestError, SweeperError
@@ -83,7 +84,7 @@ def shape(config: Mapping[str, Any]) -> Shape:
     """What the cluster of the config's `cluster` group has. RequestError if the group is wrong, or says what it has
     and it has not."""
     kind = module(str(config["kind"]))
-    if wrong := kind.problems(config):
+    if wrong := [*gpus.problems(config), *kind.problems(config)]:
         raise RequestError(wrong)
     return kind.shape(config)
 

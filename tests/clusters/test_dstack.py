@@ -143,6 +143,9 @@ def test_a_nodes_command_knows_its_rank_and_the_others(name: str, tmp_path: Path
         ("cluster.dstack.gpu=H100:80GB:4", "asks for 4 GPUs, and cluster.gpus_per_node=8"),
         ("cluster.dstack.gpu=A100:80GB:8", "names A100"),
         ("cluster.dstack.gpu=80GB:8", "names no GPU"),
+        ("cluster.dstack.gpu=H100:140GB..:8", "asks for 140GB.., and the largest H100 has 96 GB"),
+        ("cluster.dstack.gpu=H100:1TB:8", "asks for 1TB, and the largest H100 has 96 GB"),
+        ("cluster.gpu_memory_gib=139.8", "cluster.gpu_memory_gib=139.8, and the largest H100 has 96 GB"),
         ("cluster.dstack.volumes=[/store]", "is no mount"),
         ("cluster.dstack.volumes=/store:/store", "is no list"),
         ("+cluster.dstack.image=x", "is no key"),
@@ -157,6 +160,14 @@ def test_what_cannot_be_is_named_without_a_server(override: str, said: str) -> N
         clusters.shape(group(override))
 
 
+def test_a_gpu_with_less_memory_than_the_groups_own_says_both_keys() -> None:
+    with pytest.raises(RequestError) as raised:
+        clusters.shape(group("cluster.gpu=L40S"))
+    fixes = [problem.fix for problem in raised.value.problems]
+    assert fixes == ["cluster.gpu_memory_gib=44.6", "cluster.dstack.gpu=L40S:48GB:8"]
+    assert clusters.shape(group("cluster.gpu=L40S", *fixes)).gpu_memory_gib == 44.6
+
+
 def test_the_example_of_a_gpu_string_is_one_that_is_taken() -> None:
     (problem, *_) = task.gpu_problems("80GB:8", group("cluster.gpu=null"))
     assert "H100:80GB:8" in problem.valid
@@ -165,7 +176,17 @@ def test_the_example_of_a_gpu_string_is_one_that_is_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", ["H100:80GB:8", "nvidia:H100:80GB..:8", "H100:8", "H100", "H100,H200:80GB:8", "h100:8"]
+    "spec",
+    [
+        "H100:80GB:8",
+        "H100:40GB..:8",
+        "H100:..200GB:8",
+        "nvidia:H100:80GB..:8",
+        "H100:8",
+        "H100",
+        "H100,H200:80GB:8",
+        "h100:8",
+    ],
 )
 def test_gpu_strings_that_dstack_knows_are_taken(spec: str) -> None:
     assert task.gpu_problems(spec, group()) == []

@@ -11,11 +11,13 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
+from sweeper.clusters import gpus
 from sweeper.engines.base import Gang, Job
 from sweeper.errors import Problem, section_replaced
 
@@ -80,10 +82,27 @@ def gpu_problems(spec: Any, config: Mapping[str, Any]) -> list[Problem]:
     elif asked and asked not in read["name"].lower().split(","):
         what = f"names {read['name']}, and the trials are planned for cluster.gpu={config['gpu']}"
         found.append(_wrong("gpu", spec, what, valid))
+    elif (over := _too_much(read)) is not None:
+        name, most = over
+        fix = f"cluster.dstack.gpu={name}:{most}GB:{config.get('gpus_per_node')}"
+        what = f"asks for {read['memory']}, and the largest {name} has {most} GB: the task would wait for one"
+        found.append(replace(_wrong("gpu", spec, what, valid), fix=fix))
     if read.get("count") not in (None, str(config.get("gpus_per_node"))):
         what = f"asks for {read['count']} GPUs, and cluster.gpus_per_node={config.get('gpus_per_node')}"
         found.append(_wrong("gpu", spec, what, valid))
     return found
+
+
+def _too_much(read: Mapping[str, str]) -> tuple[str, int] | None:
+    """The name that a GPU string has and the GB that it can have at most, where it asks for more."""
+    size = re.match(_SIZE, read.get("memory", ""), re.IGNORECASE)
+    names = read["name"].split(",")
+    most = gpus.most_gb(names[0]) if len(names) == 1 else None
+    if size is None or most is None:
+        return None
+    number, unit = re.split(r"(?<=\d)\s?(?=[A-Za-z])", size[0])
+    gb = float(number) * {"MB": 1e-3, "GB": 1.0, "TB": 1e3}[unit.upper()]
+    return (names[0], most) if gb > most else None
 
 
 def parse_gpu(spec: Any) -> dict[str, str] | str:
