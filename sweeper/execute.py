@@ -171,7 +171,13 @@ def _run(
         outcomes = controller.run()
         state = "stopped" if controller.stopped else _state(outcomes)
         if tracker.open_command() and not controller.stopped:
-            best.tell(outcomes.values(), asked, folder, tracker, lambda text: display.event("warning", message=text))
+            try:
+                best.tell(
+                    outcomes.values(), asked, folder, tracker, lambda said: display.event("warning", message=said)
+                )
+            except KeyboardInterrupt:  # the trials are done, and stay so
+                message = f"interrupted before the tracker was told of the best: sweeper resume {folder.name} tells it"
+                display.event("warning", message=message)
     finally:
         with contextlib.suppress(SweeperError):  # where the records failed, that error is on its way already
             ledger.append("sweep_ended", data={"state": state})
@@ -191,7 +197,8 @@ def _run(
         )
         index.close()
     if str(plan.settings["output"]) != "json":
-        _closing(outcomes, folder, tracker, state, sent, asked)
+        with contextlib.suppress(KeyboardInterrupt):
+            _closing(outcomes, folder, tracker, state, sent, asked)
     return 0 if state == "finished" else 1
 
 

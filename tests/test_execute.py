@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import FakeTracker, fake_trial
 
 from sweeper import app, execute
 from sweeper.clusters.local import LocalCluster
 from sweeper.config.hydra_app import initialized
 from sweeper.errors import Problem, RequestError
+from sweeper.search.outcome import Outcome
 from sweeper.trial.records import SweepFolder
 
 REQUEST = ["cluster.device=cpu", "tracking=none", "output=plain", "name=s", "placement.probe=false"]
@@ -81,3 +83,23 @@ def test_a_run_says_which_arms_another_one_stands_for(
     assert run(f"store={tmp_path}", "algorithm=grpo", "critic.optim.lr=1e-4,1e-3") == 2
     said = " ".join(capfd.readouterr().out.split())
     assert "arm critic.optim.lr=0.0001 is trained once, also for critic.optim.lr=0.001" in said
+
+
+def test_a_sweep_that_is_done_stays_so_whoever_interrupts_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    tracker = FakeTracker()
+    tracker.open_command, tracker.run_ids = lambda: "mlflow ui", dict
+    monkeypatch.setattr(execute.tracking, "get", lambda *_, **__: tracker)
+    done = {"000": Outcome(fake_trial(0), state="finished")}
+    monkeypatch.setattr(execute.Controller, "run", lambda _: done)
+    monkeypatch.setattr(execute.best, "tell", interrupted)
+    monkeypatch.setattr(execute, "_closing", interrupted)
+    assert run(f"store={tmp_path}", "tracking=mlflow") == 0
+    assert tracker.of("sweep_ended") == [("finished",)]
+    said = capfd.readouterr()
+    assert "sweeper resume s tells it" in said.out + said.err
+    assert "before anything was started" not in said.err
