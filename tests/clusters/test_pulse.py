@@ -45,7 +45,7 @@ def test_both_signs_count_at_once_only(tmp_path: Path, monkeypatch: pytest.Monke
     about = {"kind": "slurm", "mode": "job", "tag": "t", "job": "7", "nodes": [0], "gpus": 1, "poll_s": 60.0}
     attempt = JobAttempt(tmp_path, about)
     monkeypatch.setattr(Daemon, "ask", lambda *_, **__: None)
-    daemon = attempt._daemon = Daemon("node1")
+    daemon = attempt._daemon = Daemon("node1", tmp_path / "slurmd")
     daemon.at, daemon.known = ("10.0.0.7", 6818), True
 
     def look(seconds: range, *, beats: bool) -> Exit | None:
@@ -68,13 +68,30 @@ def test_both_signs_count_at_once_only(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / GANG / "ask").read_bytes() == b"k"
 
 
-def test_a_daemon_that_never_answered_is_not_missed() -> None:
+def test_a_daemon_that_never_answered_is_not_missed(tmp_path: Path) -> None:
     """A firewall between the login node and the nodes: Slurm's own word is waited for."""
     with socket.socket() as shut:
         shut.bind(("127.0.0.1", 0))  # and nobody listens
-        daemon = Daemon("node1")
-        daemon.at = shut.getsockname()
-        daemon.ask(0.0)
-        assert daemon._asking is not None
-        daemon._asking.join()
+        daemon = Daemon("node1", tmp_path / "slurmd")
+        asked(daemon, shut.getsockname())
         assert not daemon.known and not daemon.silent
+
+
+def test_a_daemon_that_answered_an_earlier_controller_of_this_machine_is_missed(tmp_path: Path) -> None:
+    mark = tmp_path / "slurmd"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        at = server.getsockname()
+        asked(Daemon("node1", mark), at)
+    later = asked(Daemon("node1", mark), at)
+    assert later.known and "refused" in later.silent
+    mark.write_text("another-login-node")  # from which it may be out of reach
+    other = asked(Daemon("node1", mark), at)
+    assert not other.known and not other.silent
+
+
+def asked(daemon: Daemon, at: tuple[str, int]) -> Daemon:
+    daemon.at = at
+    daemon.ask(0.0)
+    assert daemon._asking is not None
+    daemon._asking.join()
+    return daemon

@@ -18,7 +18,7 @@ from sweeper.clusters.gang import leases
 from sweeper.clusters.gang.node import GANG, PASSED
 from sweeper.clusters.pulse import STILL_S, Pulse
 from sweeper.clusters.slurm import script, states
-from sweeper.clusters.slurm.daemon import AGAIN_S, Daemon
+from sweeper.clusters.slurm.daemon import AGAIN_S, DAEMON, Daemon
 from sweeper.clusters.slurm.watch import Watched, Watcher
 from sweeper.engines.base import Job
 
@@ -108,7 +108,7 @@ class SlurmAttempt(gangs.GangAttempt):
         self._pulse.look(now)
         if not self._pulse.begun:
             return None
-        self._daemon = self._daemon or Daemon(self._first())
+        self._daemon = self._daemon or Daemon(self._first(), self.folder / GANG / DAEMON)
         if self._pulse.still_s < STILL_S:
             self._daemon.silent = ""  # of an earlier standstill, which passed
             if not self._daemon.known:

@@ -2,15 +2,18 @@
 
 A node is gone by two signs at once: its beat stands still (clusters/pulse.py), and its slurmd, which has answered
 before, takes no connection. Either alone is something else: a filesystem that stalls, a daemon that is restarted, a
-firewall. Guarantees: a slurmd that never answered is not missed; the caller never waits.
+firewall. Guarantees: a slurmd that never answered this machine is not missed, and one that did is by a later
+controller too; the caller never waits.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import threading
 import time
+from pathlib import Path
 
 from sweeper.clusters.slurm.commands import SlurmError, fields, run
 
@@ -18,18 +21,26 @@ KNOCKS, KNOCK_S, PAUSE_S = 3, 1.5, 0.5
 """How often slurmd is asked, how long each waits for an answer, and between them. With the beat: 13 s in all."""
 AGAIN_S = 20.0
 """Between two tries to reach a slurmd that has never answered."""
+DAEMON = "slurmd"
+"""File in an attempt's gang folder: the machine to which the first node's slurmd has answered."""
 OURS = frozenset({errno.ENETUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL, errno.EMFILE, errno.ENFILE, errno.EACCES})
 """Errors that say something of this machine, and nothing of the node."""
 
 
 class Daemon:
-    """The slurmd of one node."""
+    """The slurmd of one node.
 
-    def __init__(self, node: str) -> None:
+    `mark`: a file that remembers to which machine it has answered.
+    """
+
+    def __init__(self, node: str, mark: Path) -> None:
         self.node = node
         self.at: tuple[str, int] | None = None
+        self._mark = mark
         self.known = False
-        """Whether it has answered: else its silence says nothing."""
+        """Whether it has answered this machine: else its silence says nothing."""
+        with contextlib.suppress(OSError):
+            self.known = mark.read_text() == socket.gethostname()
         self.silent, self.silent_at = "", 0.0
         """Why it did not answer when it was asked the last time, and since when that is known."""
         self._asking: threading.Thread | None = None
@@ -49,7 +60,8 @@ class Daemon:
             self.at = self.at or listens_at(self.node)
             for _ in range(KNOCKS):
                 if not (why := knock(self.at)):
-                    self.known, self.silent = True, ""
+                    self.silent = ""
+                    self._answered()
                     return
                 time.sleep(PAUSE_S)
         except (SlurmError, OSError, ValueError, LookupError, StopIteration):
@@ -57,6 +69,12 @@ class Daemon:
         if self.known:
             self.silent_at = self.silent_at if self.silent else time.monotonic()
             self.silent = why
+
+    def _answered(self) -> None:
+        if not self.known:
+            self.known = True
+            with contextlib.suppress(OSError):  # then a later controller waits for Slurm's word
+                self._mark.write_text(socket.gethostname())
 
 
 def listens_at(node: str) -> tuple[str, int]:
