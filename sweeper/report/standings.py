@@ -16,6 +16,7 @@ from typing import Any
 
 from sweeper.report.rows import Ended, Request
 from sweeper.search.stats import Difference, Mean, among, compare, mean, order, summarise
+from sweeper.trial.spec import short
 
 DONE = frozenset({"finished", "pruned", "failed"})
 
@@ -210,7 +211,7 @@ def standings(outcomes: Iterable[Ended], request: Request) -> Standings:
 def label_of(outcome: Ended) -> str:
     """What a candidate is called: its searched values, or all that varies but the seed."""
     point = outcome.trial.params or {k: v for k, v in outcome.trial.point.varied.items() if k != "seed"}
-    return " ".join(f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}" for k, v in point.items()) or "default"
+    return " ".join(f"{k}={short(v)}" for k, v in point.items()) or "default"
 
 
 def reason_of(outcome: Ended) -> str:

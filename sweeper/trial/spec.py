@@ -47,7 +47,7 @@ class Trial:
     @property
     def label(self) -> str:
         """What varies, in one line: `algorithm=grpo lr=0.0003`; `default` when nothing does."""
-        return " ".join(f"{k}={_short(v)}" for k, v in self.point.varied.items()) or "default"
+        return " ".join(f"{k}={short(v)}" for k, v in self.point.varied.items()) or "default"
 
 
 def key_of(line: str) -> str:
@@ -55,5 +55,8 @@ def key_of(line: str) -> str:
     return line.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value in a label, as it is typed; a float with six digits."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     return f"{value:.6g}" if isinstance(value, float) else str(value)
