@@ -26,6 +26,8 @@ from sweeper.trial.records import SweepFolder
 NAME = "index.db"
 _APPLICATION_ID = 0x53574944  # `SWID`
 _SCHEMA = 1
+_TRIES = 10
+"""How often what another one wrote meanwhile is looked at again; what is missed then is found the next time."""
 _BATCH = 500
 """Fingerprints in one query; SQLite's oldest limit is 999."""
 
@@ -108,12 +110,19 @@ class Index:
         Raises:
             sqlite3.Error: the index cannot be written.
         """
+        for _ in range(_TRIES):
+            if self._take_in():
+                return
+
+    def _take_in(self) -> bool:
+        """Read what has changed once; False: another one wrote meanwhile, so that there may be more."""
         if self._db is None:
-            return
+            return True
+        whole = True
         known = dict(self._db.execute("SELECT sweep, state FROM seen"))
         there = {path.parent.name: path for path in self.store.glob("*/ledger.db")}
         for sweep in known.keys() - there.keys():
-            self._write(sweep, None, ())
+            whole &= self._write(sweep, known[sweep], None, ())
         for sweep, path in sorted(there.items()):
             state = _state(path)
             if sweep == self._besides or known.get(sweep) == state:
@@ -124,7 +133,8 @@ class Index:
                 what = error.problems[0].what if isinstance(error, RequestError) else error
                 self.problems.append(f"trials of the sweep {sweep} are not reused: {what}")
                 continue
-            self._write(sweep, state, rows)
+            whole &= self._write(sweep, known.get(sweep), state, rows)
+        return whole
 
     def close(self) -> None:
         """May be called twice."""
@@ -147,12 +157,18 @@ class Index:
     def _folder(self, sweep: str, trial: str, attempt: int) -> Path:
         return SweepFolder(self.store / sweep).trial(trial) / f"attempt-{attempt}"
 
-    def _write(self, sweep: str, state: str | None, rows: Iterable[tuple[str, str, int, float]]) -> None:
-        """Replace what is known of one sweep; state None: forget it."""
+    def _write(
+        self, sweep: str, before: str | None, state: str | None, rows: Iterable[tuple[str, str, int, float]]
+    ) -> bool:
+        """Replace what is known of one sweep; state None: forget it. False: it is not what it was `before`, since
+        another one has written, and nothing is replaced: what was read may be older than that."""
         db = self._db
         assert db is not None
         db.execute("BEGIN IMMEDIATE")
         try:
+            if db.execute("SELECT state FROM seen WHERE sweep = ?", (sweep,)).fetchone() != (before and (before,)):
+                db.execute("ROLLBACK")
+                return False
             db.execute("DELETE FROM finished WHERE sweep = ?", (sweep,))
             db.execute("DELETE FROM seen WHERE sweep = ?", (sweep,))
             if state is not None:
@@ -166,6 +182,7 @@ class Index:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
+        return True
 
     def _open(self) -> None:
         with self._alone():

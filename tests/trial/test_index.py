@@ -11,7 +11,7 @@ import pytest
 
 from sweeper.trial import index as module
 from sweeper.trial.index import Found, Index
-from sweeper.trial.ledger import Ledger
+from sweeper.trial.ledger import Event, Ledger
 from sweeper.trial.records import SweepFolder
 
 
@@ -204,3 +204,24 @@ def test_many_sweeps_use_it_at_once(tmp_path: Path) -> None:
         user.join()
     assert [user.exitcode for user in users] == [0, 0, 0]
     assert len(found(tmp_path, *(f"s{s}-{i}" for s in range(3) for i in range(10)))) == 30
+
+
+def test_what_was_read_before_another_one_wrote_takes_nothing_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = sweep(tmp_path, "a", {"000": ("f0", "finished")})
+    read = Ledger.history
+
+    def slow(path: Path) -> list[Event]:
+        events = list(read(path))
+        monkeypatch.undo()
+        ledger = Ledger.open(path, create=False)
+        add(folder, ledger, {"001": ("f1", "finished")})
+        ledger.close()
+        assert found(tmp_path, "f1") == {"f1": "a/001"}
+        return events
+
+    monkeypatch.setattr(Ledger, "history", slow)
+    index = Index(tmp_path)
+    assert str(index.lookup("f1")) == "a/001"
+    index.close()
