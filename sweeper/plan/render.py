@@ -49,10 +49,10 @@ def text(plan: Plan, out: TextIO, probes: Sequence[Probing] = ()) -> None:
     if listed > SHOWN:
         print(f"... and {listed - SHOWN} more (all with --json)", file=out)
     if plan.gpu_hours is not None:
-        print(f"about {plan.gpu_hours:,.1f} GPU-hours in all, an estimate from above on tokens", file=out)
+        print(f"about {_hours(plan.gpu_hours)} GPU-hours in all, an estimate from above on tokens", file=out)
     if plan.expected_gpu_hours is not None:
         print(
-            f"about {plan.expected_gpu_hours:,.1f} of them once {plan.search.scheduler} ends trials early "
+            f"about {_hours(plan.expected_gpu_hours)} of them once {plan.search.scheduler} ends trials early "
             f"({plan.pruned:.0%} of the search's steps, by arithmetic)",
             file=out,
         )
@@ -71,7 +71,7 @@ def _probes(probes: Sequence[Probing]) -> list[str]:
     lines = []
     for (knobs, steps), several in same.items():
         hours = [each.gpu_hours for each in several if each.gpu_hours is not None]
-        cost = f", about {sum(hours):,.1f} GPU-hours besides" if hours else ""
+        cost = f", about {_hours(sum(hours))} GPU-hours besides" if hours else ""
         runs = _count(sum(each.runs for each in several), "probe")
         lines.append(f"before the first trial at most {runs} of {_count(steps, 'step')} for its placement{cost}:")
         lines.append(f"  {', '.join(knobs)}; placement.probe=false runs none")
@@ -256,7 +256,7 @@ def _row(s: Sized) -> list[str]:
     if not s.gang or not s.work:
         return [s.trial.id, s.trial.label, "", "", "", "", "", cannot]
     nodes = f"{s.gang.nodes} nodes x " if s.gang.nodes > 1 else ""
-    hours = f"{s.cost.gpu_hours:,.1f}" if s.cost and s.cost.gpu_hours is not None else ""
+    hours = _hours(s.cost.gpu_hours) if s.cost and s.cost.gpu_hours is not None else ""
     return [
         s.trial.id,
         s.trial.label,
@@ -267,6 +267,11 @@ def _row(s: Sized) -> list[str]:
         hours,
         cannot,
     ]
+
+
+def _hours(hours: float) -> str:
+    """Little is little, and not nothing."""
+    return f"{hours:,.1f}" if hours >= 0.1 or not hours else f"{hours:.1g}"
 
 
 def _which(trials: list[str], total: int) -> str:

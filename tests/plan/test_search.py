@@ -537,3 +537,9 @@ def test_many_arms_that_another_stands_for_are_counted() -> None:
 def test_values_that_python_takes_for_equal_are_arms_of_their_own() -> None:
     plan = make(["+data.extra=1,true"])
     assert len(plan.trials) == 2 and plan.alike == ()
+
+
+def test_a_cheap_plan_shows_its_cost() -> None:
+    said = text(make(["model=qwen7b", "cluster=two_nodes_8gpu", "algorithm=grpo,ppo"])).splitlines()
+    (line,) = [line for line in said if line.endswith("an estimate from above on tokens")]
+    assert 0 < float(line.split()[1]) < 0.1
