@@ -16,6 +16,7 @@ from typing import Any
 from sweeper import engines
 from sweeper.clusters import docker
 from sweeper.config import tree
+from sweeper.config.compose import Composed
 from sweeper.engines.base import Gang, Shape
 from sweeper.errors import Problem, RequestError
 from sweeper.plan.arms import Sized
@@ -27,6 +28,8 @@ STATE_BYTES = 12
 """A checkpoint's bytes a parameter: fp32 weights and Adam's two moments (sweeper/plan/memory.py)."""
 FILES_A_RANK = 8
 """A checkpoint's files: weights, optimizer, extra state of each rank, and what lies beside them, rounded up."""
+DATA = ("data.train_files", "data.val_files", "reward.custom_reward_function.path")
+"""Keys of files that an environment brings, where they are not typed."""
 TOKENS = ("HF_TOKEN", "WANDB_API_KEY")
 PACKAGES = ("ray", "torch", "transformers", "tensordict", "numpy", "vllm", "sglang", "flash-attn")
 """Distributions that every node must have alike, beside the engine's own."""
@@ -95,15 +98,19 @@ def of(overrides: Sequence[str]) -> Asked:
     return _asked(config, shape, sized.gang or Gang(1, 1), *_kept(plan, sized, config))
 
 
-def despite(overrides: Sequence[str], config: Mapping[str, Any], shape: Shape) -> tuple[Asked, tuple[Problem, ...]]:
+def despite(overrides: Sequence[str], composed: Composed, shape: Shape) -> tuple[Asked, tuple[Problem, ...]]:
     """The same of a request that may be wrong, with what is wrong with it.
 
-    What a trial takes is not known then: it is taken for a whole node of the shape, without checkpoints. `config` is
-    that of the first arm, as composed.
+    What a trial takes is not known then: it is taken for a whole node of the shape, without checkpoints, and of its data
+    for those files that were typed. `composed` is the first arm.
     """
     try:
         return of(overrides), ()
     except RequestError as error:
+        config = tree.copy(composed.config)
+        for key in DATA:
+            if key not in composed.explicit:  # the engine's own default: what the environment makes is not bound yet
+                tree.put(config, key, None)
         return _asked(config, shape, Gang(shape.nodes, shape.gpus_per_node), 0, 0), error.problems
 
 
@@ -143,7 +150,7 @@ def _paths(config: Mapping[str, Any]) -> tuple[tuple[str, ...], bool]:
     """Files and folders that a trial reads, and whether a model is to be fetched from a hub."""
     found: list[str] = []
     hub = False
-    for key in ("data.train_files", "data.val_files", "reward.custom_reward_function.path"):
+    for key in DATA:
         value = tree.get(config, key)
         found += [str(v) for v in (value if isinstance(value, list) else [value]) if v]
     for key in ("actor_rollout_ref.model.path", "critic.model.path"):

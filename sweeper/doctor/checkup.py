@@ -29,7 +29,7 @@ from sweeper.clusters.queued import QueueCluster
 from sweeper.doctor import asked as asking
 from sweeper.doctor import checks
 from sweeper.doctor.asked import FAIL, OK, WARN, Asked
-from sweeper.doctor.checks import Check
+from sweeper.doctor.checks import Answers, Check
 from sweeper.doctor.probe import MARK
 from sweeper.engines.base import Gang, Job, Shape
 from sweeper.errors import Problem, RequestError
@@ -102,7 +102,8 @@ def _some(overrides: Sequence[str], refused: RequestError, timeout_s: float) -> 
     from sweeper.config.compose import compose_points
     from sweeper.config.space import read
 
-    config = compose_points(read(overrides).arms)[0].config
+    composed = compose_points(read(overrides).arms)[0]
+    config = composed.config
     group, sections = config["cluster"], {problem.key.partition(".")[0] for problem in schema.check(config)}
     if "cluster" in sections or group["kind"] != "ssh" or ssh.problems(group):
         return None
@@ -116,7 +117,7 @@ def _some(overrides: Sequence[str], refused: RequestError, timeout_s: float) -> 
             # Of the cluster it is only the hosts that it was refused for.
             wrong = tuple(problem for problem in refused.problems if not problem.key.startswith("cluster."))
         else:
-            asked, wrong = asking.despite([*overrides, *_keys(found.shape)], config, found.shape)
+            asked, wrong = asking.despite([*overrides, *_keys(found.shape)], composed, found.shape)
             report = examine(found.hosts, asked, timeout_s)
     finally:
         found.hosts.close()
@@ -145,7 +146,7 @@ def examine(cluster: Nodes, asked: Asked, timeout_s: float) -> Report:
     answers = rounds.ask("look", _look(asked, timeout_s))
     found = [*rounds.silent, *checks.looked(answers, asked)]
     if answers and not rounds.silent:
-        found += _together(rounds, asked, tuple(answers), timeout_s)
+        found += _together(rounds, asked, answers, timeout_s)
     elif answers:
         found.append(Check("shared store", WARN, "not looked at: some nodes do not answer", fix="mend those first"))
     rounds.ask("clock", {}, 0.0 if rounds.silent else timeout_s)
@@ -202,8 +203,9 @@ def _look(asked: Asked, timeout_s: float) -> dict[str, Any]:
     }
 
 
-def _together(rounds: _Rounds, asked: Asked, names: tuple[str, ...], timeout_s: float) -> Iterator[Check]:
+def _together(rounds: _Rounds, asked: Asked, looked: Answers, timeout_s: float) -> Iterator[Check]:
     """What takes several nodes at once."""
+    names = tuple(looked)
     try:
         with _meeting(asked.store) as (folder, content):
             question = {"meet": str(folder), "count": len(names), "word": secrets.token_hex(16)}
@@ -217,6 +219,9 @@ def _together(rounds: _Rounds, asked: Asked, names: tuple[str, ...], timeout_s: 
         return  # torch is in there
     if any(c.state == FAIL for c in together):
         yield Check("all-reduce", WARN, "not tried: the nodes do not find each other", fix="mend those first")
+        return
+    if any("error" in (said.get("engine") or {}) for said in looked.values()):
+        yield Check("all-reduce", WARN, "not tried: the engine's interpreter does not work", fix="mend that first")
         return
     cuda = asked.shape.device == "cuda"
     with _meeting(asked.store) as (folder, _):

@@ -154,6 +154,17 @@ def test_a_first_node_that_never_comes_ends_the_others(here: Here) -> None:
     assert "n1: the first node could not be reached" in ended.detail
 
 
+def test_a_node_whose_address_is_none_of_its_own_is_told_at_once(here: Here) -> None:
+    here.nodes[1] = gangs.Node("n1", "203.0.113.1")  # for documentation (RFC 5737)
+    job = here.prepare(join_s=60)
+    begun = time.monotonic()
+    here.start(job, 0)
+    here.start(job, 1)
+    ended = gangs.GangAttempt(here.folder, here).wait(60)
+    assert ended.reason == "launch" and time.monotonic() - begun < 30
+    assert "n1 cannot listen on its address 203.0.113.1: Cannot assign requested address" in ended.detail
+
+
 def test_a_node_with_another_token_is_sent_away(here: Here) -> None:
     job = here.prepare(join_s=5)
     here.start(job, 0)

@@ -218,6 +218,7 @@ def test_an_interpreter_that_is_not_there_or_lacks_the_engine_is_named(tmp_path:
     found = examined(Nodes("n1"), asked(tmp_path, python="/no/such/python"))
     assert state(found, "engine") == FAIL
     assert "/no/such/python" in found["engine"][0].said and "engine.python=" in found["engine"][0].fix
+    assert state(found, "all-reduce") == WARN, "what cannot be started is told once, and is no fault of the network"
     found = examined(Nodes("n1"), asked(tmp_path, engine="no-such-engine"))
     assert "has no no-such-engine" in found["engine"][0].said
 
@@ -511,6 +512,7 @@ def test_a_host_that_is_down_is_told_beside_what_is_wrong_with_the_request(
     assert bool(asked_for) == bool(told), said
     assert "refuses" not in " ".join(c.said for c in asked_for), "that is the node's"
     assert all(c.fix for c in asked_for if TWO_GPUS in c.said or THREE in c.said)
+    assert "rlhf" not in said, "what the environment brings is not verl's default"
     assert {"verl", "disk", "GPUs", "shared store", "clock"} <= {c.name for c in report.checks if c.node != "n2"}, said
 
 

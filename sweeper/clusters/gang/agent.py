@@ -328,7 +328,7 @@ class Agent:
         try:
             self.link = link.Head(self.address, self.token, len(self.nodes), self.folder / "gang" / "link.json")
         except OSError as error:
-            raise LaunchError(f"{self.name} cannot listen on its address {self.address}: {error.strerror}") from error
+            raise LaunchError(self.not_its_address(error)) from error
         try:
             ray, at = self.bring_ray_up(own) if self.ray else (None, "")
             if ray is None:
@@ -510,10 +510,20 @@ class Agent:
                 return {"code": None, "reason": "stopped", "detail": f"{self.who(rank)} was told to stop"}
         return None
 
+    def not_its_address(self, error: OSError) -> str:
+        """What is said where the system does not let us have our address."""
+        why = os.strerror(error.errno) if error.errno else str(error)
+        return f"{self.name} cannot listen on its address {self.address}: {why} (ip -brief address shows those it has)"
+
     # --- the other nodes ---
 
     def run_member(self) -> dict[str, Any]:
         """Join the head and be its Ray cluster's node, until it ends."""
+        if self.address:
+            try:  # asked before: to who joins it would look as if the head could not be reached, until the time is over
+                socket.create_server((self.address, 0)).close()
+            except OSError as error:
+                raise LaunchError(self.not_its_address(error)) from error
         self.start_fork_server()
         until = time.monotonic() + self.job["join_s"]
         own = self.about(self.ask_versions())
