@@ -101,8 +101,8 @@ def of(overrides: Sequence[str]) -> Asked:
 def despite(overrides: Sequence[str], composed: Composed, shape: Shape) -> tuple[Asked, tuple[Problem, ...]]:
     """The same of a request that may be wrong, with what is wrong with it.
 
-    What a trial takes is not known then: it is taken for a whole node of the shape, without checkpoints, and of its data
-    for those files that were typed. `composed` is the first arm.
+    What a trial takes is not known then: it is taken for a whole node of the shape, without checkpoints, and of its
+    data for those files that were typed. `composed` is the first arm.
     """
     try:
         return of(overrides), ()
