@@ -76,7 +76,10 @@ class MlflowTracker:
         """See `Tracker`."""
         folder = tags.get("sweeper.folder")
         self._spool = Spool(Path(str(folder)) if folder else None)
-        before = next((c for c in self._spool.calls() if c["call"] == "sweep_started"), None)
+        calls = self._spool.calls()
+        before = next((c for c in calls if c["call"] == "sweep_started"), None)
+        # What an earlier controller started may still end, be named the best, or have to be made anew in the store.
+        starts = {str(c["trial"]): c for c in calls if c["call"] == "trial_started"}
         sweep = self._say(
             "sweep_started",
             id=before["id"] if before else uuid.uuid4().hex,
@@ -86,7 +89,7 @@ class MlflowTracker:
             tags=dict(tags),
             params=dict(params),
         )
-        self._thread = threading.Thread(target=self._work, args=(sweep,), name="mlflow", daemon=True)
+        self._thread = threading.Thread(target=self._work, args=(sweep, starts), name="mlflow", daemon=True)
         self._thread.start()
 
     def trial_started(
@@ -192,10 +195,9 @@ class MlflowTracker:
 
     # --- the thread's side ---
 
-    def _work(self, sweep: Call) -> None:
+    def _work(self, sweep: Call, starts: dict[str, Call]) -> None:
         """Send what comes, until everything is sent after `close`, or nobody waits any more."""
         store: Store | None = None
-        starts: dict[str, Call] = {}
         told, pause = False, 1.0
         while not self._given_up.is_set():
             closing = self._closing.is_set()  # asked before the box is looked into: nothing comes after

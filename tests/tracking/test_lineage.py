@@ -166,6 +166,17 @@ def test_a_record_is_found_where_mlflow_looks_and_only_once(uri: str, tmp_path: 
     assert client(uri).get_model_version_by_alias("proj", "best").tags["sweeper.step"] == "6"
 
 
+def test_a_later_controller_names_the_best_of_those_before(uri: str, tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "runs" / "s1", uri)
+    here = whole_trial(sweep, "000")
+    assert sweep.tracker.close(600)  # killed before its last words
+    again = Sweep(tmp_path / "runs" / "s1", uri)
+    told_best(again, here)
+    assert again.tracker.close(600)
+    assert again.warnings == []
+    read_back(uri, tmp_path / "runs" / "s1")
+
+
 def test_what_a_store_that_is_away_does_not_take_is_synced(uri: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     sweep = Sweep(tmp_path / "runs" / "s1", f"sqlite:///{tmp_path}/file/mlflow.db")
