@@ -127,10 +127,11 @@ CAUSES: Mapping[str, Cause] = {
         ),
     ),
     "interpreter": Cause(
-        "the engine's interpreter could not be started on a node",
+        "the engine's interpreter, or the gang's, could not be started on a node",
         (
             "{doctor}",
             "engine.python=...   one that is there, under the same path, on all nodes",
+            "cluster.python=...   likewise, where it is that which is named: any Python from 3.9",
             AGAIN,
         ),
     ),

@@ -79,6 +79,11 @@ GANG_SIGNS = (
         r"(?:\S+: )?cannot start \S+: .+|\S+: \S+ did not say its version within \d+ s|\S+: \S+ does not work: .+",
         "gang/agent.py Agent.spawn, Agent.ask_versions, Agent.about",
     ),
+    _said(
+        "interpreter",
+        r"Slurm job \S+ ended before anything of it ran.*?: its script says: .+(?= \(cluster\.python is)",
+        "slurm/states.py exit_of",
+    ),
     _said("network", r"\S+ cannot listen on its address \S+: .+", "gang/agent.py Agent.not_its_address"),
     # --- what may have its reason in a node's own log ---
     _said(

@@ -280,10 +280,17 @@ RECORD = Exit(1, "exit", "", 5.0)
         (State(""), None, {}, "lost", "does not know it any more"),
         (State("FAILED", "NonZeroExitCode"), None, {}, "lost", "left no record: it ended as FAILED"),
         (State("FAILED", "NonZeroExitCode"), None, {"begun": False}, "launch", "may not see the sweep's folder"),
+        (
+            State("FAILED", "NonZeroExitCode"),
+            None,
+            {"begun": False, "log": "slurm_script: line 23: /nope/python: No such file or directory"},
+            "launch",
+            "/nope/python: No such file or directory (cluster.python is what it runs)",
+        ),
         (State("COMPLETED"), Exit(None, "launch", "no python", 5.0), {}, "launch", "no python"),
     ],
 )
-def test_how_a_job_ended(state: State, record: Exit | None, how: dict[str, bool], reason: str, says: str) -> None:
+def test_how_a_job_ended(state: State, record: Exit | None, how: dict[str, Any], reason: str, says: str) -> None:
     ended = states.exit_of("12", state, record, now=9.0, **{"asked": False, "time_up": False, "begun": True, **how})
     assert ended.reason == reason
     assert says in ended.detail

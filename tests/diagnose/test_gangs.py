@@ -480,8 +480,13 @@ def slurm_could_not_begin(folder: Path, _: pytest.MonkeyPatch) -> Case:
     return by_slurm(folder, states.State("FAILED", "NonZeroExitCode"), begun=False)
 
 
-def by_slurm(folder: Path, state: states.State, *, begun: bool) -> Case:
-    ended = states.exit_of("7", state, None, asked=False, time_up=False, begun=begun, now=1.0)
+def slurm_has_no_python(folder: Path, _: pytest.MonkeyPatch) -> Case:
+    log = "/var/spool/slurm_script: line 23: /nope/python: No such file or directory"
+    return by_slurm(folder, states.State("FAILED", "NonZeroExitCode"), begun=False, log=log)
+
+
+def by_slurm(folder: Path, state: states.State, *, begun: bool, log: str = "") -> Case:
+    ended = states.exit_of("7", state, None, asked=False, time_up=False, begun=begun, now=1.0, log=log)
     return failed(folder, (ended.reason, ended.detail), files={"log.txt": "step:1\n" * begun})
 
 
@@ -532,13 +537,14 @@ GANGS: dict[Scene, tuple[str, str, str, str]] = {
         "exit.json",
         "engine.python=",
     ),
-    no_program: ("interpreter", f"cannot start {PYTHON}: No such file or directory", "exit.json", "engine.python="),
+    no_program: ("interpreter", f"n0: cannot start {PYTHON}: No such file or directory", "exit.json", "engine.python="),
     a_broken_interpreter: ("interpreter", "does not work: Fatal Python error", "exit.json", "sweeper doctor"),
     not_its_address: ("network", "n0 cannot listen on its address 203.0.113.1", "exit.json", "sweeper doctor"),
     no_shared_store: ("store-unshared", "gang.json: [Errno 2] No such file", "exit.json", "store=..."),
     the_agent_is_killed: ("node-lost", "the agent ended with code -9", "exit.json", "sweeper doctor"),
     slurm_says_no_more: ("node-lost", "Slurm job 7 left no record: it ended as FAILED", "exit.json", "sweeper doctor"),
     slurm_could_not_begin: ("store-unshared", "its node may not see the sweep's folder", "exit.json", "store=..."),
+    slurm_has_no_python: ("interpreter", "/nope/python: No such file or directory", "exit.json", "cluster.python="),
     slurm_lost_a_node: ("node-lost", "Slurm job 7 lost a node (n1)", "exit.json", "sweeper doctor"),
 }
 """How a gang fails -> the cause, what is said of it, where that stands, and a part of what to change."""

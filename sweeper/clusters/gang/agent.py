@@ -174,7 +174,7 @@ class Agent:
                     preexec_fn=die_with_parent(os.getpid()),  # noqa: PLW1509  (there is no other thread)
                 )
             except OSError as error:
-                raise LaunchError(f"cannot start {command[0]}: {error.strerror}") from error
+                raise LaunchError(f"{self.name}: cannot start {command[0]}: {error.strerror}") from error
 
     def start_fork_server(self) -> str | None:
         """Start it if the job preloads modules. Returns the executable that stands for the interpreter."""

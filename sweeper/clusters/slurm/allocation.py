@@ -127,7 +127,7 @@ class StepAttempt(SlurmAttempt):
             self.watched.state = State("", f"srun ended with code {code}")
             self._read()
             if code and not (self.watched.job or self._last_words or self._asked):
-                said = _tail(self.folder / script.LOG)
+                said = script.said(self.folder)
                 return gangs.not_launched(self.folder, f"srun could not start it (code {code}): {said}")
         return super()._look(now)
 
@@ -152,13 +152,6 @@ def _detached(command: Sequence[str], log: Path, env: Mapping[str, str]) -> subp
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=dict(env), start_new_session=True
         )
-
-
-def _tail(path: Path) -> str:
-    try:
-        return " ".join(path.read_text(errors="replace").split("\n")[-6:]).strip()
-    except OSError:
-        return ""
 
 
 _watchers: dict[str, Steps] = {}

@@ -91,7 +91,10 @@ class SlurmAttempt(gangs.GangAttempt):
         state = job.state or states.State("RUNNING")
         time_up = (self.folder / script.TIME_UP).exists()
         begun = any(self.folder.glob(f"{GANG}/[0-9]*.json"))
-        ended = states.exit_of(self.name, state, head, asked=self._asked, time_up=time_up, begun=begun, now=time.time())
+        log = "" if begun else script.said(self.folder)
+        ended = states.exit_of(
+            self.name, state, head, asked=self._asked, time_up=time_up, begun=begun, now=time.time(), log=log
+        )
         said = [word.detail for _, word in sorted(self._last_words.items()) if word.detail]
         if head is None and said:
             ended = replace(ended, detail="; ".join([ended.detail, *said]))

@@ -50,6 +50,14 @@ class Run:
     """The attempt's."""
 
 
+def said(folder: Path) -> str:
+    """The last lines of an attempt's log of that name; empty: there is none."""
+    try:
+        return " ".join((folder / LOG).read_text(errors="replace").split("\n")[-6:]).strip()
+    except OSError:
+        return ""
+
+
 def job_name(folder: Path) -> str:
     """`{sweep}-{trial}-{attempt}`, from {sweep}/trials/{trial}/attempt-{k}: what squeue shows, and of which a folder or
     a job array can be named (no blank, no %, [ or ])."""

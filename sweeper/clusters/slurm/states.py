@@ -91,7 +91,7 @@ def hint_of(reason: str) -> str:
 
 
 def exit_of(
-    job: str, state: State, record: Exit | None, *, asked: bool, time_up: bool, begun: bool, now: float
+    job: str, state: State, record: Exit | None, *, asked: bool, time_up: bool, begun: bool, now: float, log: str = ""
 ) -> Exit:
     """How the attempt of an ended job ended.
 
@@ -103,6 +103,7 @@ def exit_of(
         time_up: whether the job script said that it ended the attempt because the time limit came near.
         begun: whether anything of it ever ran on a node.
         now: Unix time, where there is no record.
+        log: the last lines of the job's log; empty: there is none.
     """
     how = _by_slurm(job, state)
     code, when = (record.code, record.ended) if record is not None else (None, now)
@@ -119,9 +120,10 @@ def exit_of(
         said = f"it ended as {state.state}" if state.state else "Slurm does not know it any more"
         how = record or Exit(None, "lost", f"Slurm job {job} left no record: {said}{_why(state)}")
         if record is None and state.state == "FAILED" and not begun:
-            # So it ends where its script's folder or its log cannot be opened.
+            # Without a log it ends where its script's folder or its log cannot be opened.
             unseen = "its node may not see the sweep's folder (store= must be on a filesystem that all nodes share)"
-            how = Exit(None, "launch", f"Slurm job {job} ended before anything of it ran{_why(state)}: {unseen}")
+            why = f"its script says: {log} (cluster.python is what it runs)" if log else unseen
+            how = Exit(None, "launch", f"Slurm job {job} ended before anything of it ran{_why(state)}: {why}")
     said = record.detail if record is not None and record is not how else ""
     return replace(how, detail="; ".join(filter(None, [how.detail, said])), ended=when)
 
