@@ -100,6 +100,13 @@ def test_arms_of_one_trial_are_a_simple_table_and_the_best_is_marked() -> None:
     assert "one seed says nothing" in text and "search.seeds=3" in text
 
 
+def test_one_final_seed_tells_no_arms_apart_and_more_final_seeds_are_what_would() -> None:
+    tuned = [outcome(str(arm), 0.4, arm=str(arm), seed=seed) for arm in (0, 1) for seed in (1, 2)]
+    finals = [outcome(str(arm), 0.5 - arm / 10, arm=str(arm), seed=1001, kind="final") for arm in (0, 1)]
+    text = shown([*tuned, *finals])
+    assert "one final seed says nothing" in text and "search.final_seeds=3" in text
+
+
 @pytest.mark.parametrize("seeded", [False, True], ids=["simple", "candidates"])
 def test_what_the_guard_flagged_is_marked_with_a_note(seeded: bool) -> None:
     flag = Flag(3, 0.2, 0.05, 1, {"rollout.tensor_model_parallel_size": 4})
