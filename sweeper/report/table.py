@@ -221,8 +221,8 @@ def _versus(v: Versus) -> str:
     if d.low is None or d.high is None or d.p is None:
         what, key = ("final seed", "final_seeds") if v.kind == "final" else ("seed", "seeds")
         return (
-            f"{ahead} and {other}: {abs(d.mean):.3g} between them, but one {what} says nothing of how far seeds differ; "
-            f"search.{key}=3 would begin to"
+            f"{ahead} and {other}: {abs(d.mean):.3g} between them, but one {what} says nothing of how far seeds "
+            f"differ; search.{key}=3 would begin to"
         )
     seeds = f"{counts[0]} and {counts[1]} {'final ' if v.kind == 'final' else ''}seeds"
     figures = f"difference {d.mean:.3g}, 95% interval {d.low:.3g} to {d.high:.3g}, Welch's p {d.p:.2g}, {seeds}"
