@@ -25,6 +25,7 @@ from slurm_cluster import config
 from sweeper import clusters
 from sweeper.clusters import slurm
 from sweeper.clusters.base import Attempt, Cluster, Exit
+from sweeper.clusters.gang import janitor
 from sweeper.clusters.slurm import watch
 from sweeper.engines.base import Gang, Job
 from sweeper.errors import RequestError
@@ -422,6 +423,28 @@ def test_a_first_node_that_dies_is_known_within_15_s(tmp_path: Path, on_slow: sl
     number = attempt.watched.job  # type: ignore[attr-defined]
     until(lambda: (number, "RUNNING") not in [(n, state) for n, state, _ in on_slow.jobs()], 10)  # it was cancelled
     on_slow.start_node(1)
+    on_slow.wait(lambda: on_slow.idle() == 2, 120)
+    assert left_over(tmp_path) == []
+
+
+def test_another_node_that_is_shut_down_is_known_within_15_s(tmp_path: Path, on_slow: slurm_cluster.Slurm) -> None:
+    """Its processes are told to stop before it is gone, and Slurm learns nothing of either."""
+    attempt = trains(tmp_path, 2)
+    gang = attempt.folder / "gang"
+    marker = Path(json.loads((gang / "1.json").read_text())["temp_dir"]).name.removeprefix(janitor.PREFIX)
+    daemon_of(on_slow, 2).kill()
+    told_at = time.monotonic()
+    for pid in janitor.marked(marker):
+        if b"guard.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGTERM)
+    until((gang / "0.exit.json").exists)
+    on_slow.kill_node(2)
+    ended = wait(attempt, 60)
+    took = time.monotonic() - told_at
+    print(f"the sweep knew after {took:.1f} s: {ended.detail}")
+    assert (ended.reason, "node2" in ended.detail) == ("stopped", True), told(attempt.folder)
+    assert took < LIMIT_S
+    on_slow.start_node(2)
     on_slow.wait(lambda: on_slow.idle() == 2, 120)
     assert left_over(tmp_path) == []
 

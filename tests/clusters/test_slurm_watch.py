@@ -7,12 +7,16 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from sweeper import clusters
 from sweeper.clusters.slurm import watch
+from sweeper.clusters.slurm.attempt import SlurmAttempt
 from sweeper.clusters.slurm.jobs import JobAttempt
+from sweeper.clusters.slurm.states import State
+from sweeper.clusters.slurm.watch import Watched, Watcher
 
 JOBS = 20
 SQUEUE = """#!/bin/sh
@@ -62,3 +66,37 @@ def test_twenty_jobs_are_one_question(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(asked) <= 2 / watch.SOON_S + 2
     state.write_text("COMPLETED")
     until(lambda: all(attempt.watched.over for attempt in attempts))
+
+
+class Answered:
+    """A watcher of a Slurm that takes a node's word for nothing yet."""
+
+    trouble, answered_at = "", 0.0
+
+    def hurry(self, job: Watched) -> None:
+        job.state = State("COMPLETING")
+
+    def do(self, what: Callable[[], None]) -> None:
+        """Nothing of it is passed on."""
+
+
+@pytest.mark.parametrize("nodes_that_said_so", [1, 2])
+@pytest.mark.parametrize(("reason", "within_s"), [("lost", 6.0), ("stopped", 11.0)])
+def test_a_node_that_is_shut_down_is_not_waited_for_until_slurm_gives_it_up(
+    reason: str, within_s: float, nodes_that_said_so: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that ends in good order tells its processes to stop, and its slurmd answers Slurm no more."""
+    (gang := tmp_path / "gang").mkdir()
+    (gang / "gang.json").write_text(json.dumps({"nodes": [{"name": "n0"}, {"name": "n1"}]}))
+    for rank in range(nodes_that_said_so):
+        said = {"code": None, "reason": reason, "detail": "node n1 was told to stop", "ended": time.time()}
+        (gang / f"{rank}.exit.json").write_text(json.dumps(said))
+    clock = time.monotonic()
+    monkeypatch.setattr("sweeper.clusters.gangs.time.monotonic", lambda: clock)
+    attempt = SlurmAttempt(tmp_path, Watched("tag", "7", State("COMPLETING")), cast("Watcher", Answered()))
+    began = clock
+    while (ended := attempt.poll()) is None:
+        assert clock - began < within_s, "it waits for Slurm"
+        clock += 0.5
+    assert (ended.reason, ended.detail) == (reason, "node n1 was told to stop")
+    assert clock - began > within_s - 2, "Slurm had no time to say that it was by it"

@@ -27,8 +27,13 @@ STOP_S, KILL_S = 12.0, 4.0
 FENCED_S = 5.0
 """After the first node gave one up, until that one has ended its part too: a network that is cut is cut for both, and
 it has a few seconds for its processes. (What is cut in one direction only is ended by the kill that follows.)"""
+TOLD_S = 10.0
+"""After the first node ended because a node, maybe itself, was told to stop: so long Slurm has to say whether that was
+by it. A node that is shut down tells its processes, too, and Slurm says `COMPLETING` until it gives the node up."""
 SILENT_S = 10.0
 """Without a beat of the first node, after which it is named."""
+WAITS_S = {"lost": FENCED_S, "stopped": TOLD_S}
+"""How the first node ended -> how long the others, or Slurm, have to say more."""
 OF_THE_NODE = frozenset({"TERM", "TMPDIR", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"})
 """Variables that Slurm or the node sets, and that of the host on which the sweep runs would be wrong."""
 
@@ -79,7 +84,7 @@ class SlurmAttempt(gangs.GangAttempt):
             self._gone = self._gone or now
             if head is None and job.job and now < self._gone + gangs.RECORD_S:
                 return None  # a network filesystem may show it late
-        elif head is not None and head.reason == "lost" and self._fenced(now):
+        elif head is not None and head.reason in WAITS_S and self._fenced(now, WAITS_S[head.reason]):
             self.ask(self.folder, b"k")  # Slurm may take minutes to give the dead node up; we do not wait for it
         elif nodes and len(self._last_words) >= nodes:
             settled = head is not None and (head.reason == "launch" or (head.reason == "exit" and head.code == 0))
@@ -101,10 +106,10 @@ class SlurmAttempt(gangs.GangAttempt):
         gangs.record(ended, self.folder)
         return ended
 
-    def _fenced(self, now: float) -> bool:
+    def _fenced(self, now: float, within_s: float = FENCED_S) -> bool:
         """Whether a node of which the first one hears nothing has ended its own part by now."""
         self._lost_at = self._lost_at or now
-        return now >= self._lost_at + FENCED_S
+        return now >= self._lost_at + within_s
 
     def _first_lost(self, now: float, nodes: int) -> Exit | None:
         """Its end, if its first node is gone while Slurm still takes it for running."""
