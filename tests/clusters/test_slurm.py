@@ -227,6 +227,7 @@ def test_gpus_of_a_node() -> None:
     ("said", "key"),
     [
         ("Batch job submission failed: Invalid feature specification", "cluster.slurm.sbatch"),
+        ("unrecognized option '--constrant=nvlink'; Try \"sbatch --help\"", "cluster.slurm.sbatch"),
         ("invalid partition specified: x; Batch job submission failed: Invalid partition name specified",
          "cluster.slurm.partition"),
         ("Invalid account or account/partition combination specified", "cluster.slurm.account"),

@@ -100,3 +100,20 @@ def test_a_node_that_is_shut_down_is_not_waited_for_until_slurm_gives_it_up(
         clock += 0.5
     assert (ended.reason, ended.detail) == (reason, "node n1 was told to stop")
     assert clock - began > within_s - 2, "Slurm had no time to say that it was by it"
+
+
+def test_a_job_that_is_refused_for_ever_says_what_to_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "bin" / "sbatch"
+    fake.parent.mkdir()
+    fake.write_text("#!/bin/sh\necho 'sbatch: error: Invalid feature specification' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(watch, "_watcher", None)
+    (folder := tmp_path / "attempt-1").mkdir()
+    started = {"kind": "slurm", "mode": "job", "tag": "t", "nodes": [0], "gpus": 1, "poll_s": 0.5}
+    attempt = JobAttempt(folder, started)
+    attempt.submit(os.environ)
+    assert attempt.watched.refused.splitlines()[:2] == [
+        "sbatch refused the job: Invalid feature specification",
+        "try: cluster.slurm.sbatch=...   (scontrol show node; scontrol show reservation shows it)",
+    ]

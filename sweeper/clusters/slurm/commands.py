@@ -80,10 +80,11 @@ def _said(stderr: str) -> str:
 def wrong_setting(error: SlurmError) -> Problem | None:
     """What of the request sbatch refused and always will; None for what may pass by itself.
 
-    Slurm's words for that begin with `Invalid`; a credential is invalid while clocks or munge are wrong.
+    Slurm's words for that begin with `Invalid`; a credential is invalid while clocks or munge are wrong. An option that
+    sbatch does not have is refused by getopt.
     """
     said = str(error)
-    if not re.search(r"\binvalid\b(?!.*credential)", said, re.IGNORECASE):
+    if not re.search(r"\b(?:invalid\b(?!.*credential)|(?:unrecognized|ambiguous) option\b)", said, re.IGNORECASE):
         return None
     setting, look = next((found for word, found in _SETTINGS.items() if word in said.lower()), _OPTION)
     key = f"cluster.slurm.{setting}"

@@ -85,7 +85,8 @@ class JobAttempt(SlurmAttempt):
                 job.expect()
                 return
             self.wrong = wrong_setting(error)
-            job.refused = f"sbatch refused the job: {error}\n{again}"
+            fix = f"try: {self.wrong.fix}\n" if self.wrong else ""
+            job.refused = f"sbatch refused the job: {error}\n{fix}{again}"
             return
         job.job = answer.strip().splitlines()[-1].partition(";")[0]
         job.expect()
