@@ -152,7 +152,14 @@ def run(
             env=environment(engine_env),
         )
     except OSError as error:
-        raise SweeperError(f"engine.python={python} cannot be started: {error.strerror}") from error
+        raise RequestError(
+            Problem(
+                f"engine.python={python} cannot be started: {error.strerror}",
+                valid="the interpreter of an environment with the engine's packages, or null: this one",
+                fix="engine.python=/path/to/venv/bin/python",
+                key="engine.python",
+            )
+        ) from error
     failure, other = "", []
     try:
         noise = _drain(child)

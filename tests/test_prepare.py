@@ -189,7 +189,7 @@ def test_an_unexpected_end_says_the_last_word(tmp_path: Path) -> None:
     dies.chmod(0o755)
     with pytest.raises(SweeperError, match="code 9: out of memory"):
         prepare.run([build], str(dies), lambda _: None)
-    with pytest.raises(SweeperError, match=r"engine\.python=/nowhere/python cannot be started"):
+    with pytest.raises(RequestError, match=r"engine\.python=/nowhere/python cannot be started.*\n.*null: this one"):
         prepare.run([build], "/nowhere/python", lambda _: None)
 
 

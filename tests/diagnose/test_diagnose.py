@@ -49,6 +49,7 @@ REAL = {
 REAL_VERL = {
     "disk_full": ("disk-full", "inline_container.cc"),
     "reward_raises": ("reward-raises", "cannot parse the answer '2' against '12'"),
+    "reward_raises_in_validation": ("reward-raises", "reward of a broken function"),
     "worker_killed": ("worker-lost", "ActorDiedError"),
     "weights_missing": ("data-missing", "no file named model.safetensors"),
     "unknown_key": ("refused-config", "actor_rollout_ref.actor.nope"),

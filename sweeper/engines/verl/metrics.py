@@ -1,7 +1,8 @@
 """verl's metrics in the words shared by all engines.
 
-Guarantees: pure functions of a line and the config; a value that is no finite-or-infinite number is left out, never
-guessed. A line is what verl's file logger writes, `{"step": n, "data": {name: value}}` (verl/utils/tracking.py:543).
+Guarantees: pure functions of a line and the config; a text is left out, never guessed. A line is what verl's file
+logger writes, `{"step": n, "data": {name: value}}` (verl/utils/tracking.py:543), by orjson, which writes NaN and the
+infinities as null: a null is read as NaN.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def progress(line: Mapping[str, Any], config: Config) -> Progress | None:
     step, data = line.get("step"), line.get("data")
     if not isinstance(step, int) or not isinstance(data, Mapping):
         return None
-    numbers = {str(name): float(value) for name, value in data.items() if _is_number(value)}
+    numbers = {str(k): math.nan if v is None else float(v) for k, v in data.items() if v is None or _is_number(v)}
     tokens, seconds = numbers.get("perf/total_num_tokens"), numbers.get("perf/time_per_step")
     return Progress(
         step=step,

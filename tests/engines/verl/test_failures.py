@@ -15,6 +15,7 @@ LOGS = Path(__file__).parent / "logs"
 
 REAL = {
     "reward_raises": "bug",
+    "reward_raises_in_validation": "bug",
     "worker_killed": "node-lost",
     "weights_missing": "data",
     "disk_full": "disk",

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sweeper.engines.verl.metrics import progress
+from sweeper.search.stops import Health
 
 STEP = {
     "step": 3,
@@ -37,7 +38,24 @@ def test_a_step() -> None:
     assert (found.step, found.reward, found.score, found.step_s) == (3, 0.21875, 0.44, 0.59)
     assert found.tokens_per_s == 2000.0, "over all ranks: perf/throughput is for one of two"
     assert "training/note" not in found.metrics
-    assert "actor/nothing" not in found.metrics
+    assert math.isnan(found.metrics["actor/nothing"])
+
+
+def test_what_is_no_number_is_seen_in_what_verl_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By verl's own logger, whose JSON has no NaN."""
+    from verl.utils.tracking import FileLogger
+
+    path = tmp_path / "metrics.jsonl"
+    monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(path))
+    for name, called in {"critic/score/mean": "reward", "actor/pg_loss": "loss", "actor/entropy": "entropy"}.items():
+        logger = FileLogger("p", "e")
+        logger.log({"critic/score/mean": 0.5, "actor/pg_loss": 0.1, "actor/entropy": 0.4, name: math.nan}, 1)
+        logger.finish()
+        found = progress(json.loads(path.read_text()), config())
+        assert found is not None
+        stop = Health({"nan": True, "patience": 5}).see(found)
+        assert stop is not None
+        assert (stop.reason, stop.detail) == ("nan", f"{called} is nan at step 1")
 
 
 def test_a_validation_before_training_has_a_score_and_no_reward() -> None:
@@ -73,8 +91,8 @@ def test_lines_without_a_step_are_left_out() -> None:
     assert progress({"step": 1, "data": []}, config()) is None
 
 
-def test_not_a_number_is_left_out() -> None:
-    found = progress(json.loads('{"step": 1, "data": {"actor/pg_loss": null, "x": true}}'), config())
+def test_what_is_no_metric_is_left_out() -> None:
+    found = progress(json.loads('{"step": 1, "data": {"note": "text", "x": true}}'), config())
     assert found is not None
     assert found.metrics == {}
 

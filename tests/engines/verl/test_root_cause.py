@@ -15,6 +15,10 @@ PLANTED = {
         "cannot parse the answer '2' against '12'",
         "at /home/user/task/reward_raises.py:8 in compute_score",
     ),
+    "reward_raises_in_validation": (
+        "ZeroDivisionError: reward of a broken function",
+        "at /home/user/task/reward.py:6 in compute_score",
+    ),
     "worker_killed": ("a worker process ended without a word of its own: WorkerDict, pid 23378", "killed"),
     "weights_missing": ("no file named model.safetensors", "/home/user/task/no-weights"),
     "disk_full": ("the disk is full", "save_checkpoint"),
