@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from sweeper import prepare
 from sweeper.checkpoints import manifest
 from sweeper.config import hydra_app
 from sweeper.config.compose import Composer
@@ -297,6 +298,8 @@ def test_what_verl_refuses_is_refused(tmp_path: Path) -> None:
         config, shape = bound(request)
         asked.append((request, config, shape))
     (tmp_path / "in.json").write_text(json.dumps([c for _, c, _ in asked]))
+    # verl reads a critic's model: it has to be there, whatever ran before.
+    prepare.run(prepare.missing([bound(["algorithm=ppo"])[0]]), sys.executable, print)
     script = [sys.executable, "-c", _ASK_VERL, str(tmp_path / "in.json"), str(tmp_path / "out.json")]
     subprocess.run(script, check=True, cwd=tmp_path, capture_output=True, timeout=300)
     answers: list[str] = json.loads((tmp_path / "out.json").read_text())
