@@ -467,7 +467,9 @@ def test_a_store_that_stalls_is_no_loss_and_is_said(tmp_path: Path, on_slow: slu
     """Nothing can be written for a while: the one that beats stands still, as it would in the kernel."""
     attempt = trains(tmp_path)
     (beats,) = [
-        p for p in psutil.process_iter() if str(attempt.folder) in p.cmdline() and "listen.py" in str(p.cmdline())
+        p
+        for p in psutil.process_iter(["cmdline"])  # None of one that has just ended
+        if str(attempt.folder) in (p.info["cmdline"] or ()) and "listen.py" in str(p.info["cmdline"])
     ]
     beats.send_signal(signal.SIGSTOP)
     end = time.monotonic() + LIMIT_S
