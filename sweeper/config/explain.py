@@ -61,8 +61,8 @@ def ignored(explicit: Mapping[str, Any], config: Mapping[str, Any]) -> list[Prob
     found = []
     for key, value in explicit.items():
         root, _, inside = key.partition(".")
-        if inside and root in _CLOSED and not _is_read(inside, keys := _section(root, config)):
-            found.append(_no_such(key, value, keys, config))
+        if inside and root in _CLOSED and not _is_read(inside, _section(root, config)):
+            found.append(_no_such(key, value, config))
         new = renamed.ignored(key) if value is not None else None
         if new is not None:
             found.append(
@@ -142,7 +142,7 @@ def _unknown(override: Override, plain: Any) -> Problem:
         what = f"unknown key {key}: {root}={(plain.get(root) or {}).get('name')} has no such option"
         return Problem(what, valid=", ".join(found), fix=f"{found[0]} {line}", key=key)
     if inside and root in _CLOSED:
-        return _no_such(key, override.value(), _keys(plain[root]), plain)
+        return _no_such(key, override.value(), plain)
     # What holds other keys takes no value.
     close = nearest(key, [path for path, value in _nodes(plain) if not isinstance(value, dict)])
     best = _typed(close[0], override.value()) if close else ""
@@ -151,9 +151,10 @@ def _unknown(override: Override, plain: Any) -> Problem:
     return Problem(f"unknown key {key}", valid=", ".join(close), fix=fix or "--cfg job lists every key", key=key)
 
 
-def _no_such(key: str, value: Any, keys: Sequence[str], config: Mapping[str, Any]) -> Problem:
+def _no_such(key: str, value: Any, config: Mapping[str, Any]) -> Problem:
     """A key that one of our sections does not have: which it has, here and by its other options."""
     root, _, inside = key.partition(".")
+    keys = _section(root, config)
     here = ", ".join(f"{root}.{name}" for name in keys)
     others = [f"{root}={option}: {', '.join(more)}" for option, more in _of_options(root).items() if more]
     close = nearest(inside, keys, 1)
