@@ -148,7 +148,8 @@ def check(
 def _numbers(settings: Mapping[str, Any]) -> list[Problem]:
     """Settings out of their range, whatever the run looks like."""
     name = settings["name"]
-    whole = {"grace_period": 1, "brackets": 1, "min_samples": 1, "interval": 1}
+    whole = {"grace_period": 1, "brackets": 1, "min_samples": 1, "interval": 1, "bootstrap": 0}
+    or_null = ("grace_period", "interval")
     ranges = {
         "reduction_factor": (2.0, math.inf, "2 or more") if name == "hyperband" else (1.0, math.inf, "more than 1"),
         "quantile": (0.0, 0.5, "more than 0, at most 0.5"),
@@ -157,10 +158,9 @@ def _numbers(settings: Mapping[str, Any]) -> list[Problem]:
     found = []
     for key, value in settings.items():
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if key in whole and value is not None and not (number and value == int(value) and value >= whole[key]):
-            found.append(_wrong(name, key, value, "a whole number, 1 or more"))
-        if key == "bootstrap" and not (number and value == int(value) and value >= 0):
-            found.append(_wrong(name, key, value, "a whole number, 0 or more"))
+        off = value is None and key in or_null
+        if key in whole and not off and not (number and value == int(value) and value >= whole[key]):
+            found.append(_wrong(name, key, value, f"a whole number, {whole[key]} or more"))
         if key in ranges:
             low, high, valid = ranges[key]
             above = number and (value > low or (value == low and (key == "resample" or name == "hyperband")))
