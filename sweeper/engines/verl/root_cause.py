@@ -43,7 +43,7 @@ CONSEQUENCE = re.compile(
     r"ActorDiedError|ActorUnavailableError|WorkerCrashedError|GetTimeoutError|OwnerDiedError|ObjectLostError|CancelledError"
     r"|terminal groups with no materializable|Aborted groups|BrokenPipeError|ConnectionResetError|EOFError"
     r"|DistBackendError|Connection closed by peer|KeyboardInterrupt|SystemExit|TCPStore"
-    # TransferQueue (transfer_queue/client.py:961), of a batch of which no response came back: the reward function raised in each.
+    # transfer_queue/client.py:961, of a batch of which no response came back: the reward function raised in each.
     r"|Received an empty list as keys"
 )
 """What happens to others when something else fails: never the cause while there is another candidate."""
